@@ -1,0 +1,5 @@
+//! `cargo xtask`: everything a developer runs.
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}
