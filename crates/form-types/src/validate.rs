@@ -1,0 +1,153 @@
+//! Whether a resource is one that the cloud can hold: the rules of `proto/`, walked over its fields.
+
+use prost::Message as _;
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind as FieldKind, MapKey, ReflectMessage as _, Value};
+
+use crate::v1::rules::Format;
+use crate::v1::{Resource, Rules};
+use crate::{Invalid, KindInfo, Violation, descriptor, format};
+
+/// Checks the whole of `resource`: its kind, its envelope, its spec and its status. Returns its kind.
+///
+/// # Errors
+/// All violations, each with the path of its field.
+pub fn validate(resource: &Resource) -> Result<&'static KindInfo, Invalid> {
+    let Some(kind) = KindInfo::find(&resource.kind).filter(|kind| kind.name == resource.kind) else {
+        return Err(unknown_kind(&resource.kind));
+    };
+    let mut found = Vec::new();
+
+    let envelope = Resource { spec: None, status: None, ..resource.clone() };
+    if let Ok(envelope) = DynamicMessage::decode(descriptor::message("Resource"), envelope.encode_to_vec().as_slice()) {
+        walk(&envelope, "", &mut found);
+    }
+    match (kind.is_cluster_scoped(), resource.project.is_empty()) {
+        (true, false) => {
+            report(&mut found, "project", format!("a {} belongs to the cluster, not to a project", kind.name))
+        }
+        (false, true) => report(&mut found, "project", format!("missing; a {} lives in a project", kind.name)),
+        _ => {}
+    }
+
+    for (part, any, descriptor) in
+        [("spec", &resource.spec, descriptor::spec(kind)), ("status", &resource.status, descriptor::status(kind))]
+    {
+        let Some(any) = any else {
+            // A spec with required fields is as wrong absent as it is empty; a status is not written yet.
+            if part == "spec" {
+                walk(&DynamicMessage::new(descriptor), part, &mut found);
+            }
+            continue;
+        };
+        if any.type_url.rsplit('/').next() != Some(descriptor.full_name()) {
+            report(&mut found, part, format!("is a {:?}, not a {:?}", any.type_url, descriptor.full_name()));
+            continue;
+        }
+        match DynamicMessage::decode(descriptor, any.value.as_slice()) {
+            Ok(message) => walk(&message, part, &mut found),
+            Err(error) => report(&mut found, part, format!("cannot be decoded: {error}")),
+        }
+    }
+    Invalid::check(found).map(|()| kind)
+}
+
+pub(crate) fn unknown_kind(name: &str) -> Invalid {
+    let known = crate::KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+    Invalid::at("kind", format!("{name:?} is not a kind; there are {known}"))
+}
+
+fn report(found: &mut Vec<Violation>, path: impl Into<String>, what: impl Into<String>) {
+    found.push(Violation { path: path.into(), what: what.into() });
+}
+
+fn walk(message: &DynamicMessage, at: &str, found: &mut Vec<Violation>) {
+    if message.unknown_fields().next().is_some() {
+        report(found, at, "has fields that this version does not know");
+    }
+    for field in message.descriptor().fields() {
+        let path = if at.is_empty() { field.name().to_owned() } else { format!("{at}.{}", field.name()) };
+        let rules = descriptor::rules(&field);
+        if !message.has_field(&field) {
+            if rules.is_some_and(|rules| rules.required) {
+                report(found, path, "missing");
+            }
+            continue;
+        }
+        let value = message.get_field(&field);
+        check(&field, rules, &value, &path, found);
+    }
+}
+
+fn check(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &str, found: &mut Vec<Violation>) {
+    match value {
+        Value::List(items) => {
+            too_many(rules, items.len(), path, found);
+            for (index, item) in items.iter().enumerate() {
+                single(field, rules, item, &format!("{path}[{index}]"), found);
+            }
+        }
+        Value::Map(entries) => {
+            too_many(rules, entries.len(), path, found);
+            for (key, item) in entries {
+                let name = match key {
+                    MapKey::String(name) => name.clone(),
+                    other => format!("{other:?}"),
+                };
+                if let Some(wanted) = rules.and_then(|rules| format::mismatch(rules.format(), &name)) {
+                    report(found, format!("{path}.{name}"), format!("{name:?} is not {wanted}"));
+                }
+                // A map's format is about its keys.
+                let rest = rules.map(|rules| Rules { format: Format::Any.into(), ..*rules });
+                single(field, rest.as_ref(), item, &format!("{path}.{name}"), found);
+            }
+        }
+        value => single(field, rules, value, path, found),
+    }
+}
+
+fn too_many(rules: Option<&Rules>, len: usize, path: &str, found: &mut Vec<Violation>) {
+    if let Some(most) = rules.map(|rules| rules.max_items as usize).filter(|most| (1..len).contains(most)) {
+        report(found, path, format!("{len} items are more than the most, {most}"));
+    }
+}
+
+fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &str, found: &mut Vec<Violation>) {
+    match value {
+        Value::Message(message) => walk(message, path, found),
+        Value::EnumNumber(number) => {
+            let FieldKind::Enum(of) = field.kind() else { return };
+            if of.get_value(*number).is_none() {
+                report(found, path, format!("{number} is not a value of {}", of.name()));
+            }
+        }
+        Value::String(text) => {
+            let Some(rules) = rules else { return };
+            if rules.max_len > 0 && text.len() > rules.max_len as usize {
+                report(found, path, format!("{} bytes are more than the most, {}", text.len(), rules.max_len));
+            } else if let Some(wanted) = format::mismatch(rules.format(), text) {
+                report(found, path, format!("{text:?} is not {wanted}"));
+            } else if text.contains('\0') {
+                report(found, path, "holds a NUL character");
+            }
+        }
+        value => {
+            let (Some(rules), Some(number)) = (rules, integer(value)) else { return };
+            if let Some(least) = rules.least.filter(|least| number < i128::from(*least)) {
+                report(found, path, format!("{number} is below the least, {least}"));
+            }
+            if let Some(most) = rules.most.filter(|most| number > i128::from(*most)) {
+                report(found, path, format!("{number} is above the most, {most}"));
+            }
+        }
+    }
+}
+
+fn integer(value: &Value) -> Option<i128> {
+    match value {
+        Value::I32(n) => Some((*n).into()),
+        Value::I64(n) => Some((*n).into()),
+        Value::U32(n) => Some((*n).into()),
+        Value::U64(n) => Some((*n).into()),
+        _ => None,
+    }
+}
