@@ -1,0 +1,25 @@
+//! What every service of Formation shares, so that each one's `main.rs` is some twenty lines.
+//!
+//! - [`config`]: defaults, file, environment, flags; `--check-config`; reload
+//! - [`identity`]: the cluster CA, and who the other end of a connection is
+//! - [`listener`]: REST and gRPC on one TLS port, with limits, health and metrics
+//! - [`health`]: what a service still waits for
+//! - [`problem`]: errors for the outside (RFC 9457)
+//! - [`run`]: from `main` to an orderly stop
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod health;
+pub mod identity;
+pub mod listener;
+pub mod logs;
+pub mod problem;
+pub mod run;
+pub mod secret;
+
+pub use config::{Config, Live};
+pub use health::Health;
+pub use identity::{Authority, Identity, Peer};
+pub use problem::Problem;
+pub use run::{Context, main};
+pub use tokio_util::sync::CancellationToken;
