@@ -82,7 +82,7 @@ impl Sources {
         let width = rows.iter().map(|(key, value)| key.len() + value.len() + 3).max().unwrap_or(0);
         let lines = rows.iter().map(|(key, value)| {
             let setting = format!("{key} = {value}");
-            format!("{setting:width$}  # {}\n", origin(&layers, key))
+            format!("{setting:width$}  # {}\n", origin::<C>(&layers, key))
         });
         Ok(lines.collect())
     }
@@ -128,12 +128,13 @@ fn flatten(at: &str, value: &toml::Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
-fn origin(layers: &Figment, key: &str) -> String {
+fn origin<C>(layers: &Figment, key: &str) -> String {
     let Some(metadata) = layers.find_metadata(key) else { return "default".to_owned() };
     match (&metadata.source, metadata.name.as_ref()) {
         (Some(figment::Source::File(path)), _) => path.display().to_string(),
         (_, name) if name.contains("environment") => "environment".to_owned(),
-        (_, name) if name.contains("default") || name.contains("Default") => "default".to_owned(),
+        // figment names a layer of values after the type that they came from.
+        (_, name) if name.contains(std::any::type_name::<C>()) => "default".to_owned(),
         _ => "flag".to_owned(),
     }
 }
