@@ -72,3 +72,23 @@ fn plain(of: MessageDescriptor, bytes: &[u8]) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
+
+/// Whether two specs say the same; their bytes may differ all the same.
+pub fn same_spec(kind: &KindInfo, one: &Option<prost_types::Any>, other: &Option<prost_types::Any>) -> bool {
+    same(descriptor::spec(kind), one, other)
+}
+
+/// Whether two statuses say the same.
+pub fn same_status(kind: &KindInfo, one: &Option<prost_types::Any>, other: &Option<prost_types::Any>) -> bool {
+    same(descriptor::status(kind), one, other)
+}
+
+fn same(of: MessageDescriptor, one: &Option<prost_types::Any>, other: &Option<prost_types::Any>) -> bool {
+    let bytes = |any: &Option<prost_types::Any>| any.as_ref().map(|any| any.value.clone()).unwrap_or_default();
+    let (one, other) = (bytes(one), bytes(other));
+    one == other || {
+        // Maps have no order on the wire.
+        let decode = |bytes: &[u8]| DynamicMessage::decode(of.clone(), bytes).ok();
+        decode(&one).is_some_and(|one| Some(one) == decode(&other))
+    }
+}

@@ -46,9 +46,9 @@ impl KindInfo {
 }
 
 /// A kind as a Rust type: `kinds::Instance`.
-pub trait Kind: Send + Sync + 'static {
-    type Spec: Message + Name + Default + Clone + PartialEq + Send + Sync;
-    type Status: Message + Name + Default + Clone + PartialEq + Send + Sync;
+pub trait Kind: Clone + std::fmt::Debug + PartialEq + Send + Sync + 'static {
+    type Spec: Message + Name + Default + Clone + std::fmt::Debug + PartialEq + Send + Sync;
+    type Status: Message + Name + Default + Clone + std::fmt::Debug + PartialEq + Send + Sync;
     const INFO: &'static KindInfo;
 }
 

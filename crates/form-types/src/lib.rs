@@ -23,10 +23,10 @@ pub mod v1 {
 
 pub use descriptor::encoded_descriptors;
 pub use invalid::{Invalid, Violation};
-pub use json::{from_json, to_json};
+pub use json::{from_json, same_spec, same_status, to_json};
 pub use kind::{KINDS, Kind, KindInfo, Scope, kinds};
 pub use labels::{Selector, SelectorError};
-pub use object::{Meta, Object, ObjectError};
+pub use object::{Meta, Object, ObjectError, event};
 pub use prost_types::Timestamp;
 pub use schema::{FieldDoc, explain, schemas};
 pub use validate::validate;

@@ -1,12 +1,13 @@
 //! A resource with its spec and status as Rust types.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use prost::{Message as _, Name as _};
 use prost_types::{Any, Timestamp};
 
-use crate::Kind;
-use crate::v1::{Key, Resource};
+use crate::v1::{EventSpec, Key, Resource, event_spec};
+use crate::{Kind, kinds};
 
 /// A resource of kind `K`.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,4 +111,27 @@ impl<K: Kind> From<Object<K>> for Resource {
 
 fn bytes(any: &Option<Any>) -> &[u8] {
     any.as_ref().map(|any| any.value.as_slice()).unwrap_or_default()
+}
+
+/// What happened to `about`, for the project's list of events. `None` for a kind of the cluster: events live in projects.
+pub fn event<K: Kind>(
+    about: &Meta,
+    of: event_spec::Type,
+    reason: &str,
+    message: impl Into<String>,
+    reporter: &str,
+) -> Option<Object<kinds::Event>> {
+    let spec = EventSpec {
+        r#type: of.into(),
+        kind: K::INFO.name.to_owned(),
+        name: about.name.clone(),
+        uid: about.uid.clone(),
+        reason: reason.to_owned(),
+        message: message.into(),
+        reporter: reporter.to_owned(),
+        at: Some(SystemTime::now().into()),
+    };
+    // Names in the order of time, so that a list is a history.
+    let name = uuid::Uuid::now_v7().simple().to_string();
+    (!K::INFO.is_cluster_scoped()).then(|| Object::new(&about.project, &name, spec))
 }

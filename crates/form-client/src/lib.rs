@@ -1,0 +1,10 @@
+//! The client of form-state: typed verbs, and [`reconcile`], the loop that every controller is.
+#![forbid(unsafe_code)]
+
+mod client;
+mod error;
+pub mod reconcile;
+
+pub use client::{Access, Caller, Client, Endpoint, Listed, NodeLease, Update};
+pub use error::Error;
+pub use reconcile::{Action, Controller, Name};

@@ -1,0 +1,41 @@
+//! Where things are in the store.
+//!
+//! ```text
+//!   resource/<Kind>/<project>/<name>     an encoded formation.v1.Resource; a kind of the cluster has an empty project
+//!   claim/<what>/<value>                 who has an address, a domain, a prefix: one owner each
+//!   token/<name>                         the SHA-256 of a token's secret
+//!   presence/<node>                      hangs on the lease of the node's vmm-service
+//!   idempotency/<who>/<hash>             what a creation with this Idempotency-Key made
+//!   cluster/…                            what was decided once
+//! ```
+
+use form_types::v1::Key;
+
+pub(crate) const PRESENCE: &str = "presence/";
+pub(crate) const CLAIM_PREFIX: &str = "claim/prefix/";
+pub(crate) const CLUSTER_IPV6: &str = "cluster/ipv6";
+
+pub(crate) fn resource(key: &Key) -> String {
+    format!("resource/{}/{}/{}", key.kind, key.project, key.name)
+}
+
+/// All of a kind; of one project, where one is given.
+pub(crate) fn kind(kind: &str, project: &str) -> String {
+    if project.is_empty() { format!("resource/{kind}/") } else { format!("resource/{kind}/{project}/") }
+}
+
+pub(crate) fn token(name: &str) -> String {
+    format!("token/{name}")
+}
+
+pub(crate) fn presence(node: &str) -> String {
+    format!("{PRESENCE}{node}")
+}
+
+pub(crate) fn claim(what: &str, value: &str) -> String {
+    format!("claim/{what}/{value}")
+}
+
+pub(crate) fn idempotency(subject: &str, hash: &str) -> String {
+    format!("idempotency/{subject}/{hash}")
+}

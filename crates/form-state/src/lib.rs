@@ -1,0 +1,28 @@
+//! The resource store and what makes it the cloud's: the API, who may do what, the scheduler.
+//!
+//! ```text
+//!   REST ─┐                                   ┌─ store::SqliteStore
+//!         ├─▶ Registry: rules, claims, tokens ─┤
+//!   gRPC ─┘        ▲            ▲              └─ (an engine for more than one machine)
+//!             scheduler     janitor
+//! ```
+#![forbid(unsafe_code)]
+
+mod api;
+mod auth;
+mod config;
+mod error;
+mod janitor;
+mod keys;
+mod registry;
+mod scheduler;
+mod service;
+pub mod store;
+mod tokens;
+
+pub use api::openapi::document as openapi;
+pub use auth::{Identity, Role};
+pub use config::Config;
+pub use error::Error;
+pub use registry::{Cluster, Registry};
+pub use service::{RunError, run};

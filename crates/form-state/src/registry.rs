@@ -1,0 +1,323 @@
+//! The registry: resources over the store, with every rule that keeps them right.
+//!
+//! A write is planned from what is stored, and committed only if that is still what is stored; where another was faster,
+//! it is planned again. So the rules need no locks, and hold for as many form-states as share a store.
+
+mod claims;
+mod plan;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use form_types::v1::{
+    Change, CreateRequest, DeleteRequest, FinalizeRequest, Key, Lease, ListRequest, ListResponse, Operation, Resource,
+    UpdateStatusRequest, WatchRequest, WatchResponse, change, operation,
+};
+use form_types::{Invalid, KINDS, KindInfo, Object, Selector, kinds};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use ipnet::{Ipv4Net, Ipv6Net};
+use prost::Message as _;
+
+use self::plan::Plan;
+use crate::auth::Verb;
+use crate::store::{self, Entry, Outcome, Range, Store};
+use crate::{Error, Identity, keys};
+
+const MOST_OPERATIONS: usize = 128;
+const PAGE: usize = 500;
+/// How often a write is planned again before its caller is told to come back.
+const ATTEMPTS: usize = 32;
+
+/// What was decided when the cluster was made.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub ipv4: Ipv4Net,
+    /// A ULA /48 (RFC 4193).
+    pub ipv6: Ipv6Net,
+}
+
+#[derive(Clone)]
+pub struct Registry {
+    store: Arc<dyn Store>,
+    cluster: Cluster,
+}
+
+impl Registry {
+    pub fn new(store: Arc<dyn Store>, cluster: Cluster) -> Self {
+        Self { store, cluster }
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub async fn get(&self, who: &Identity, key: &Key) -> Result<Resource, Error> {
+        let kind = kind_of(&key.kind)?;
+        who.may(Verb::Read, kind, &key.project)?;
+        let (resource, _) = self.find(key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        who.may_touch(Verb::Read, kind, &key.name, &claims::about(&resource))?;
+        Ok(resource)
+    }
+
+    /// A page of a kind's resources, by project and name.
+    pub async fn list(&self, who: &Identity, request: &ListRequest) -> Result<ListResponse, Error> {
+        let kind = kind_of(&request.kind)?;
+        who.may(Verb::Read, kind, &request.project)?;
+        let selector = selector(&request.label_selector)?;
+        let prefix = keys::kind(kind.name, &request.project);
+        let limit = match request.limit as usize {
+            0 => PAGE,
+            limit => limit.min(PAGE),
+        };
+        let after = Some(&request.page).filter(|page| !page.is_empty()).map(|page| format!("{prefix}{page}"));
+        let page = self.store.list(Range { prefix: prefix.clone(), after, limit }).await?;
+        let last = page.entries.last().and_then(|entry| entry.key.strip_prefix(&prefix)).unwrap_or_default();
+        let next = if page.more { last.to_owned() } else { String::new() };
+        let mut items = Vec::with_capacity(page.entries.len());
+        for entry in page.entries {
+            let resource = decode(&entry)?;
+            let seen = who.may_touch(Verb::Read, kind, &resource.name, &claims::about(&resource)).is_ok();
+            if seen && selector.matches(&resource.labels) {
+                items.push(resource);
+            }
+        }
+        Ok(ListResponse { items, revision: page.revision, next })
+    }
+
+    pub async fn watch(
+        &self,
+        who: &Identity,
+        request: &WatchRequest,
+    ) -> Result<BoxStream<'static, Result<WatchResponse, Error>>, Error> {
+        let kind = kind_of(&request.kind)?;
+        who.may(Verb::Read, kind, &request.project)?;
+        let selector = selector(&request.label_selector)?;
+        let after = match request.after_revision {
+            0 => self.store.revision().await?,
+            after => after,
+        };
+        let who = who.clone();
+        let batches = self.store.watch(&keys::kind(kind.name, &request.project), after).await?;
+        Ok(batches
+            .map(move |batch| {
+                let batch = batch?;
+                let mut changes = Vec::with_capacity(batch.changes.len());
+                for change in &batch.changes {
+                    let (kept, change) = told(change, &selector)?;
+                    let about =
+                        change.resource.as_ref().map(|resource| (resource.name.clone(), claims::about(resource)));
+                    let seen = about.is_some_and(|(name, of)| who.may_touch(Verb::Read, kind, &name, &of).is_ok());
+                    if kept && seen {
+                        changes.push(change);
+                    }
+                }
+                Ok(WatchResponse { changes, revision: batch.revision })
+            })
+            .boxed())
+    }
+
+    pub async fn create(&self, who: &Identity, request: CreateRequest) -> Result<Resource, Error> {
+        self.one(who, operation::Operation::Create(request)).await
+    }
+
+    pub async fn apply(&self, who: &Identity, resource: Resource) -> Result<Resource, Error> {
+        let request = form_types::v1::ApplyRequest { resource: Some(resource) };
+        self.one(who, operation::Operation::Apply(request)).await
+    }
+
+    pub async fn update_status(&self, who: &Identity, request: UpdateStatusRequest) -> Result<Resource, Error> {
+        self.one(who, operation::Operation::UpdateStatus(request)).await
+    }
+
+    /// Answers with the resource as it last was, or as it is while its owner cleans up.
+    pub async fn delete(&self, who: &Identity, request: DeleteRequest) -> Result<Resource, Error> {
+        match request.key.clone() {
+            Some(key) if key.kind == "Project" => self.delete_project(who, request, key).await,
+            _ => self.one(who, operation::Operation::Delete(request)).await,
+        }
+    }
+
+    async fn one(&self, who: &Identity, operation: operation::Operation) -> Result<Resource, Error> {
+        let done = self.transact(who, &[Operation { operation: Some(operation) }]).await?;
+        done.into_iter().next().ok_or_else(|| Error::Invalid(Invalid::at("", "an empty request")))
+    }
+
+    /// All of `operations`, or none. Each has to be about another resource.
+    pub async fn transact(&self, who: &Identity, operations: &[Operation]) -> Result<Vec<Resource>, Error> {
+        if operations.len() > MOST_OPERATIONS {
+            let text = format!("{} operations are more than the most, {MOST_OPERATIONS}", operations.len());
+            return Err(Invalid::at("operations", text).into());
+        }
+        let mut attempts = 0;
+        loop {
+            let mut plan = Plan::default();
+            let mut seen = HashSet::new();
+            for operation in operations {
+                let key = self.plan(&mut plan, who, operation).await?;
+                if !seen.insert(keys::resource(&key)) {
+                    return Err(
+                        Invalid::at("operations", format!("{} is named twice", crate::error::show(&key))).into()
+                    );
+                }
+            }
+            if let Some(results) = self.commit(plan, &mut attempts).await? {
+                return Ok(results);
+            }
+        }
+    }
+
+    /// The owner has cleaned up: what was to be deleted goes.
+    pub async fn finalize(&self, who: &Identity, request: &FinalizeRequest) -> Result<(), Error> {
+        let key = request.key.clone().unwrap_or_default();
+        let kind = kind_of(&key.kind)?;
+        who.may(Verb::Finalize, kind, &key.project)?;
+        let mut attempts = 0;
+        loop {
+            // Gone already: a finalize that was repeated.
+            let Some((resource, revision)) = self.find(&key).await?.filter(|(found, _)| found.uid == request.uid)
+            else {
+                return Ok(());
+            };
+            who.may_touch(Verb::Finalize, kind, &key.name, &claims::about(&resource))?;
+            if resource.deletion_requested_at.is_none() {
+                return Err(Error::Denied(format!("nobody asked for {} to be deleted", crate::error::show(&key))));
+            }
+            let mut plan = Plan::default();
+            plan.remove(&key, &resource, revision);
+            if self.commit(plan, &mut attempts).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A project goes when it is empty. It is closed first, so that nothing can be put into it meanwhile.
+    async fn delete_project(&self, who: &Identity, request: DeleteRequest, key: Key) -> Result<Resource, Error> {
+        let closed = self.one(who, operation::Operation::Delete(request)).await?;
+        let mut holds = Vec::new();
+        for kind in KINDS.iter().filter(|kind| !kind.is_cluster_scoped() && kind.name != "Event") {
+            let range = Range { prefix: keys::kind(kind.name, &key.name), after: None, limit: PAGE };
+            let page = self.store.list(range).await?;
+            let own = |entry: &&Entry| !(kind.name == "Network" && entry.key.ends_with("/default"));
+            let count = page.entries.iter().filter(own).count();
+            if count > 0 {
+                holds.push(format!("{count} {}", if count == 1 { kind.name } else { kind.plural }));
+            }
+        }
+        let empty = holds.is_empty();
+        let mut attempts = 0;
+        while let Some((resource, revision)) = self.find(&key).await? {
+            let mut plan = Plan::default();
+            if empty {
+                plan.remove(&key, &resource, revision);
+                let network = Key { kind: "Network".into(), project: key.name.clone(), name: "default".into() };
+                plan.ops.push(store::Op::Delete { key: keys::resource(&network) });
+            } else {
+                plan.put(&key, Resource { deletion_requested_at: None, ..resource }, Some(revision), None);
+            }
+            if self.commit(plan, &mut attempts).await?.is_some() {
+                break;
+            }
+        }
+        if empty { Ok(closed) } else { Err(Error::NotEmpty { project: key.name, holds: holds.join(", ") }) }
+    }
+
+    /// Records an event. That it could not be is no reason for what it is about to fail.
+    pub(crate) async fn note(&self, event: Option<Object<kinds::Event>>) {
+        let Some(event) = event else { return };
+        let request = CreateRequest { resource: Some(event.into()), idempotency_key: String::new() };
+        if let Err(error) = self.create(&Identity::myself(), request).await {
+            tracing::warn!(%error, "an event was not recorded");
+        }
+    }
+
+    pub async fn grant_lease(&self, who: &Identity, ttl_ms: u64) -> Result<Lease, Error> {
+        services_only(who)?;
+        if !(1000..=3_600_000).contains(&ttl_ms) {
+            return Err(Invalid::at("ttl_ms", format!("{ttl_ms} is not between 1000 and 3600000")).into());
+        }
+        let id = self.store.grant(Duration::from_millis(ttl_ms)).await?;
+        Ok(Lease { id, ttl_ms })
+    }
+
+    pub async fn keep_alive(&self, who: &Identity, lease: u64) -> Result<Lease, Error> {
+        services_only(who)?;
+        let ttl = self.store.keep_alive(lease).await?;
+        Ok(Lease { id: lease, ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX) })
+    }
+
+    pub async fn revoke_lease(&self, who: &Identity, lease: u64) -> Result<(), Error> {
+        services_only(who)?;
+        Ok(self.store.revoke(lease).await?)
+    }
+
+    /// The resource under `key` and the revision of its last change.
+    pub(crate) async fn find(&self, key: &Key) -> Result<Option<(Resource, u64)>, Error> {
+        let entry = self.store.get(&keys::resource(key)).await?;
+        entry.map(|entry| Ok((decode(&entry)?, entry.revision))).transpose()
+    }
+
+    /// `None`: another writer came between, and it has to be planned again.
+    async fn commit(&self, plan: Plan, attempts: &mut usize) -> Result<Option<Vec<Resource>>, Error> {
+        if plan.ops.is_empty() {
+            return Ok(Some(plan.results));
+        }
+        let txn = store::Txn { compares: plan.compares, ops: plan.ops };
+        match self.store.commit(txn).await? {
+            Outcome::Committed { revision } => {
+                let changed = |resource: Resource| match resource.revision {
+                    0 => Resource { revision, ..resource },
+                    // What its operation left as it was keeps its revision.
+                    _ => resource,
+                };
+                Ok(Some(plan.results.into_iter().map(changed).collect()))
+            }
+            Outcome::Conflict { .. } if *attempts < ATTEMPTS => {
+                *attempts += 1;
+                Ok(None)
+            }
+            Outcome::Conflict { .. } => Err(Error::Contended(plan.key)),
+        }
+    }
+}
+
+fn services_only(who: &Identity) -> Result<(), Error> {
+    match who {
+        Identity::Service { .. } => Ok(()),
+        Identity::Person { .. } => Err(Error::Denied("leases are for services".to_owned())),
+    }
+}
+
+fn selector(text: &str) -> Result<Selector, Error> {
+    text.parse().map_err(|error: form_types::SelectorError| Invalid::at("label_selector", error.to_string()).into())
+}
+
+pub(crate) fn kind_of(name: &str) -> Result<&'static KindInfo, Error> {
+    KindInfo::find(name).ok_or_else(|| Invalid::at("kind", format!("{name:?} is not a kind")).into())
+}
+
+/// A change of the store as a change of resources, and whether it is one for this selector. What stops matching is told
+/// as deleted, so that a reader who had it drops it.
+fn told(change: &store::Change, selector: &Selector) -> Result<(bool, Change), Error> {
+    let (bytes, deleted) = match (&change.value, &change.previous) {
+        (Some(value), _) => (value.clone(), false),
+        (None, previous) => (previous.clone().unwrap_or_default(), true),
+    };
+    let resource = decode(&Entry { key: change.key.clone(), value: bytes, revision: change.revision })?;
+    let matches = selector.matches(&resource.labels);
+    let kind = if deleted || !matches { change::Type::Deleted } else { change::Type::Put };
+    Ok((matches || !deleted, Change { r#type: kind.into(), resource: Some(resource) }))
+}
+
+pub(crate) fn decode(entry: &Entry) -> Result<Resource, Error> {
+    let resource =
+        Resource::decode(entry.value.clone()).map_err(|source| Error::Decode { key: entry.key.clone(), source })?;
+    Ok(Resource { revision: entry.revision, ..resource })
+}
+
+/// As stored: the revision is the store's to know.
+fn encode(resource: &Resource) -> Bytes {
+    Resource { revision: 0, ..resource.clone() }.encode_to_vec().into()
+}

@@ -1,0 +1,321 @@
+//! From an operation to what the store has to compare and to change.
+
+use std::time::SystemTime;
+
+use data_encoding::HEXLOWER;
+use form_types::v1::{
+    ApplyRequest, CreateRequest, DeleteRequest, InstanceSpec, InstanceStatus, Key, NetworkSpec, NodeSpec, Operation,
+    Resource, TokenSpec, TokenStatus, UpdateStatusRequest, operation,
+};
+use form_types::{Invalid, Kind as _, KindInfo, Object, kinds, timestamp, validate};
+use prost_types::Any;
+use sha2::{Digest as _, Sha256};
+
+use super::claims::{self, part};
+use super::{Registry, encode, kind_of};
+use crate::auth::{Role, Verb};
+use crate::store::{Compare, Op};
+use crate::{Error, Identity, keys, tokens};
+
+/// How long an Idempotency-Key is remembered.
+const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// A transaction in the making.
+#[derive(Default)]
+pub(super) struct Plan {
+    /// What it is about, for messages.
+    pub(super) key: Key,
+    pub(super) compares: Vec<Compare>,
+    pub(super) ops: Vec<Op>,
+    /// What the caller gets. Revision 0: that of the commit.
+    pub(super) results: Vec<Resource>,
+}
+
+impl Plan {
+    /// Writes `resource`, if nobody changed it since `found` (`None`: if nobody made it).
+    pub(super) fn put(&mut self, key: &Key, resource: Resource, found: Option<u64>, lease: Option<u64>) {
+        self.key = key.clone();
+        let at = keys::resource(key);
+        self.compares.push(match found {
+            Some(revision) => Compare::Revision(at.clone(), revision),
+            None => Compare::Absent(at.clone()),
+        });
+        self.ops.push(Op::Put { key: at, value: encode(&resource), lease });
+        self.results.push(Resource { revision: 0, ..resource });
+    }
+
+    /// Takes `resource` away, with all that it claims.
+    pub(super) fn remove(&mut self, key: &Key, resource: &Resource, found: u64) {
+        self.key = key.clone();
+        let at = keys::resource(key);
+        self.compares.push(Compare::Revision(at.clone(), found));
+        self.ops.push(Op::Delete { key: at });
+        let claims = claims::of(resource).into_iter();
+        self.ops.extend(claims.map(|(what, value)| Op::Delete { key: keys::claim(what, &value) }));
+        if resource.kind == kinds::Token::INFO.name {
+            self.ops.push(Op::Delete { key: keys::token(&resource.name) });
+        }
+        self.results.push(Resource { revision: 0, ..resource.clone() });
+    }
+}
+
+impl Registry {
+    /// Adds `operation` to `plan`; answers with what it is about.
+    pub(super) async fn plan(&self, plan: &mut Plan, who: &Identity, operation: &Operation) -> Result<Key, Error> {
+        match &operation.operation {
+            Some(operation::Operation::Create(request)) => self.plan_create(plan, who, request).await,
+            Some(operation::Operation::Apply(request)) => self.plan_apply(plan, who, request).await,
+            Some(operation::Operation::UpdateStatus(request)) => self.plan_status(plan, who, request).await,
+            Some(operation::Operation::Delete(request)) => self.plan_delete(plan, who, request).await,
+            None => Err(Invalid::at("operations", "one of them is empty").into()),
+        }
+    }
+
+    async fn plan_create(&self, plan: &mut Plan, who: &Identity, request: &CreateRequest) -> Result<Key, Error> {
+        let (resource, kind, key) = given(request.resource.as_ref())?;
+        who.may(Verb::Write, kind, &key.project)?;
+        if request.idempotency_key.is_empty() {
+            if self.find(&key).await?.is_some() {
+                return Err(Error::AlreadyExists(key));
+            }
+        } else if let Some(made) = self.made_before(plan, who, &request.idempotency_key, &key).await? {
+            plan.results.push(made);
+            return Ok(key);
+        }
+        self.plan_new(plan, who, resource, kind, &key).await?;
+        Ok(key)
+    }
+
+    async fn plan_apply(&self, plan: &mut Plan, who: &Identity, request: &ApplyRequest) -> Result<Key, Error> {
+        let (resource, kind, key) = given(request.resource.as_ref())?;
+        who.may(Verb::Write, kind, &key.project)?;
+        let Some((old, revision)) = self.find(&key).await? else {
+            if resource.revision != 0 || !resource.uid.is_empty() {
+                return Err(Error::NotFound(key));
+            }
+            self.plan_new(plan, who, resource, kind, &key).await?;
+            return Ok(key);
+        };
+        who.may_touch(Verb::Write, kind, &key.name, &claims::about(&old))?;
+        still(&key, &old, resource.revision, &resource.uid)?;
+        if old.deletion_requested_at.is_some() {
+            return Err(Error::BeingDeleted(key));
+        }
+        let mut new = Resource { labels: resource.labels.clone(), spec: resource.spec.clone(), ..old.clone() };
+        if kind.name == kinds::Node::INFO.name {
+            // A node that says nothing of its prefixes keeps them.
+            let (mut spec, had) = (part::<NodeSpec>(&new.spec), part::<NodeSpec>(&old.spec));
+            let keep = |new: &mut String, old: String| *new = if new.is_empty() { old } else { std::mem::take(new) };
+            keep(&mut spec.ipv4_prefix, had.ipv4_prefix);
+            keep(&mut spec.ipv6_prefix, had.ipv6_prefix);
+            new.spec = Some(any(&spec));
+        }
+        let same_spec = form_types::same_spec(kind, &old.spec, &new.spec);
+        if same_spec && old.labels == new.labels {
+            plan.results.push(old);
+            return Ok(key);
+        }
+        self.admit(plan, who, kind, &new).await?;
+        if !same_spec {
+            new.generation += 1;
+        }
+        self.plan_claims(plan, Some(&old), &new).await?;
+        plan.put(&key, new, Some(revision), None);
+        Ok(key)
+    }
+
+    async fn plan_status(&self, plan: &mut Plan, who: &Identity, request: &UpdateStatusRequest) -> Result<Key, Error> {
+        let Some(resource) = request.resource.as_ref() else { return Err(Invalid::at("resource", "missing").into()) };
+        let kind = kind_of(&resource.kind)?;
+        let key = key_of(kind, resource);
+        who.may(Verb::Status, kind, &key.project)?;
+        let (old, revision) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        who.may_touch(Verb::Status, kind, &key.name, &claims::about(&old))?;
+        still(&key, &old, resource.revision, &resource.uid)?;
+        let new = Resource { status: resource.status.clone(), ..old.clone() };
+        validate(&new)?;
+        // Placing is the scheduler's.
+        who.may_touch(Verb::Status, kind, &key.name, &claims::about(&new))?;
+        if request.lease != 0 && kind.name == kinds::Node::INFO.name {
+            let presence = keys::presence(&key.name);
+            plan.ops.push(Op::Put { key: presence, value: key.name.clone().into(), lease: Some(request.lease) });
+        }
+        if form_types::same_status(kind, &old.status, &new.status) {
+            plan.key = key.clone();
+            plan.results.push(old);
+            return Ok(key);
+        }
+        self.plan_claims(plan, Some(&old), &new).await?;
+        plan.put(&key, new, Some(revision), None);
+        Ok(key)
+    }
+
+    async fn plan_delete(&self, plan: &mut Plan, who: &Identity, request: &DeleteRequest) -> Result<Key, Error> {
+        let asked = request.key.clone().unwrap_or_default();
+        let kind = kind_of(&asked.kind)?;
+        let key = Key { kind: kind.name.to_owned(), ..asked };
+        who.may(Verb::Delete, kind, &key.project)?;
+        let (resource, revision) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        who.may_touch(Verb::Delete, kind, &key.name, &claims::about(&resource))?;
+        still(&key, &resource, request.revision, &request.uid)?;
+        if kind.name == kinds::Network::INFO.name && key.name == "default" {
+            return Err(Error::Denied("the network default goes with its project".to_owned()));
+        }
+        // An instance that was never placed has nobody to clean up after it. A project is closed before it is looked into.
+        let placed = !part::<InstanceStatus>(&resource.status).node.is_empty();
+        let waits = (kind.finalized && placed) || kind.name == kinds::Project::INFO.name;
+        match (waits, resource.deletion_requested_at.is_some()) {
+            (false, _) => plan.remove(&key, &resource, revision),
+            (true, true) => plan.results.push(resource),
+            (true, false) => {
+                let now = Some(timestamp(SystemTime::now()));
+                plan.put(&key, Resource { deletion_requested_at: now, ..resource }, Some(revision), None);
+            }
+        }
+        Ok(key)
+    }
+
+    async fn plan_new(
+        &self,
+        plan: &mut Plan,
+        who: &Identity,
+        wanted: &Resource,
+        kind: &KindInfo,
+        key: &Key,
+    ) -> Result<(), Error> {
+        let mut new = Resource {
+            uid: uuid::Uuid::now_v7().to_string(),
+            generation: 1,
+            revision: 0,
+            created_at: Some(timestamp(SystemTime::now())),
+            deletion_requested_at: None,
+            status: None,
+            ..wanted.clone()
+        };
+        let mut secret = None;
+        match kind.name {
+            "Node" => {
+                let mut spec = part::<NodeSpec>(&new.spec);
+                self.pick_prefixes(&mut spec).await?;
+                new.spec = Some(any(&spec));
+            }
+            "Token" => {
+                let (token, hash) = tokens::mint(&key.name)?;
+                plan.ops.push(Op::Put { key: keys::token(&key.name), value: hash.into(), lease: None });
+                secret = Some(token);
+            }
+            "Project" => {
+                let spec = NetworkSpec { description: format!("the network of project {}", key.name) };
+                let network = Object::<kinds::Network>::new(&key.name, "default", spec);
+                let network = Resource {
+                    uid: uuid::Uuid::now_v7().to_string(),
+                    generation: 1,
+                    created_at: new.created_at,
+                    status: None,
+                    ..network.into()
+                };
+                let network_key = key_of(kinds::Network::INFO, &network);
+                plan.ops.push(Op::Put { key: keys::resource(&network_key), value: encode(&network), lease: None });
+            }
+            _ => {}
+        }
+        self.admit(plan, who, kind, &new).await?;
+        self.plan_claims(plan, None, &new).await?;
+        plan.put(key, new, None, None);
+        if let (Some(secret), Some(result)) = (secret, plan.results.last_mut()) {
+            result.status = Some(any(&TokenStatus { secret }));
+        }
+        Ok(())
+    }
+
+    /// What depends on more than the resource itself.
+    async fn admit(&self, plan: &mut Plan, who: &Identity, kind: &KindInfo, new: &Resource) -> Result<(), Error> {
+        who.may_touch(Verb::Write, kind, &new.name, &claims::about(new))?;
+        match kind.name {
+            "Token" => {
+                if let Some(role) = Role::of(part::<TokenSpec>(&new.spec).role()) {
+                    who.may_grant(role)?;
+                }
+            }
+            "Instance" => {
+                let network = part::<InstanceSpec>(&new.spec).network;
+                let name = if network.is_empty() { "default" } else { &network };
+                let key = Key { kind: "Network".into(), project: new.project.clone(), name: name.to_owned() };
+                if self.find(&key).await?.is_none() && self.project(&new.project).await?.is_some() {
+                    let text = format!("there is no network {name:?} in project {}", new.project);
+                    return Err(Invalid::at("spec.network", text).into());
+                }
+            }
+            _ => {}
+        }
+        if !kind.is_cluster_scoped() {
+            let project = Key { kind: "Project".into(), project: String::new(), name: new.project.clone() };
+            let (found, revision) =
+                self.project(&new.project).await?.ok_or_else(|| Error::NotFound(project.clone()))?;
+            if found.deletion_requested_at.is_some() {
+                return Err(Error::BeingDeleted(project));
+            }
+            // Not only that it exists: closing it for deletion changes its revision.
+            let compare = Compare::Revision(keys::resource(&project), revision);
+            if !plan.compares.contains(&compare) {
+                plan.compares.push(compare);
+            }
+        }
+        Ok(())
+    }
+
+    async fn project(&self, name: &str) -> Result<Option<(Resource, u64)>, Error> {
+        self.find(&Key { kind: "Project".into(), project: String::new(), name: name.to_owned() }).await
+    }
+
+    /// What a creation with this key made before; where there was none, plans that this one is remembered.
+    async fn made_before(
+        &self,
+        plan: &mut Plan,
+        who: &Identity,
+        idempotency_key: &str,
+        key: &Key,
+    ) -> Result<Option<Resource>, Error> {
+        let hash = HEXLOWER.encode(&Sha256::digest(idempotency_key.as_bytes()));
+        let at = keys::idempotency(&who.subject(), &hash);
+        let what = keys::resource(key);
+        let Some(entry) = self.store.get(&at).await? else {
+            if self.find(key).await?.is_some() {
+                return Err(Error::AlreadyExists(key.clone()));
+            }
+            let lease = self.store.grant(REMEMBERED).await?;
+            plan.compares.push(Compare::Absent(at.clone()));
+            plan.ops.push(Op::Put { key: at, value: what.into(), lease: Some(lease) });
+            return Ok(None);
+        };
+        if entry.value[..] != *what.as_bytes() {
+            return Err(Invalid::at("Idempotency-Key", "was used for the creation of something else").into());
+        }
+        Ok(Some(self.find(key).await?.ok_or_else(|| Error::NotFound(key.clone()))?.0))
+    }
+}
+
+fn given(resource: Option<&Resource>) -> Result<(&Resource, &'static KindInfo, Key), Error> {
+    let resource = resource.ok_or_else(|| Invalid::at("resource", "missing"))?;
+    let kind = validate(resource)?;
+    Ok((resource, kind, key_of(kind, resource)))
+}
+
+fn key_of(kind: &KindInfo, resource: &Resource) -> Key {
+    Key { kind: kind.name.to_owned(), project: resource.project.clone(), name: resource.name.clone() }
+}
+
+fn any<M: prost::Message + prost::Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+/// Whether `found` is still what the caller saw.
+fn still(key: &Key, found: &Resource, revision: u64, uid: &str) -> Result<(), Error> {
+    if !uid.is_empty() && uid != found.uid {
+        return Err(Error::OtherUid { key: key.clone(), given: uid.to_owned(), current: found.uid.clone() });
+    }
+    if revision != 0 && revision != found.revision {
+        return Err(Error::Conflict { key: key.clone(), given: revision, current: found.revision });
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Binds each Instance to a Node that has room for it.
+//!
+//! It keeps what the watches told in memory, so that a change costs as much as it changes. What it decides is written
+//! with the revision that it decided from: where someone was faster, the watch brings the news and it decides again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use form_types::v1::{
+    Change, Key, ListRequest, Resource, UpdateStatusRequest, WatchRequest, change, event_spec, instance_status::Phase,
+};
+use form_types::{Kind, Object, event, kinds};
+use futures::StreamExt as _;
+use futures::stream::{BoxStream, SelectAll};
+
+use crate::{Error, Identity, Registry};
+
+type Instance = Object<kinds::Instance>;
+type Node = Object<kinds::Node>;
+type Name = (String, String);
+
+/// Runs until it is dropped.
+pub(crate) async fn run(registry: Registry, cpu_overcommit: f64) {
+    loop {
+        if let Err(error) = Scheduler::new(registry.clone(), cpu_overcommit).follow().await {
+            tracing::warn!(error = form_service::run::chain(&error), "the scheduler starts over from a list");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+struct Scheduler {
+    registry: Registry,
+    me: Identity,
+    cpu_overcommit: f64,
+    nodes: BTreeMap<String, Node>,
+    used: HashMap<String, Use>,
+    placed: HashMap<Name, (String, Use)>,
+    pending: BTreeMap<Name, Instance>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Use {
+    vcpu: u32,
+    memory_mib: u32,
+}
+
+/// What may let a waiting instance be placed.
+#[derive(Default)]
+struct Try {
+    these: BTreeSet<Name>,
+    all: bool,
+}
+
+impl Scheduler {
+    fn new(registry: Registry, cpu_overcommit: f64) -> Self {
+        Self {
+            registry,
+            me: Identity::myself(),
+            cpu_overcommit,
+            nodes: BTreeMap::new(),
+            used: HashMap::new(),
+            placed: HashMap::new(),
+            pending: BTreeMap::new(),
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), Error> {
+        let mut changes: SelectAll<BoxStream<'static, Result<Vec<Change>, Error>>> = SelectAll::new();
+        for kind in [kinds::Node::INFO, kinds::Instance::INFO, kinds::Package::INFO] {
+            let revision = self.list(kind.name).await?;
+            let request = WatchRequest { kind: kind.name.to_owned(), after_revision: revision, ..Default::default() };
+            let watch = self.registry.watch(&self.me, &request).await?;
+            changes.push(watch.map(|response| response.map(|response| response.changes)).boxed());
+        }
+        self.place(Try { all: true, ..Try::default() }).await?;
+        while let Some(changes) = changes.next().await {
+            let mut attempt = Try::default();
+            for change in changes? {
+                let deleted = change.r#type() == change::Type::Deleted;
+                if let Some(resource) = change.resource {
+                    self.note(resource, deleted, &mut attempt);
+                }
+            }
+            self.place(attempt).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in all of a kind; answers with the revision that a watch goes on from.
+    async fn list(&mut self, kind: &str) -> Result<u64, Error> {
+        let mut request = ListRequest { kind: kind.to_owned(), ..Default::default() };
+        let mut first = None;
+        loop {
+            let page = self.registry.list(&self.me, &request).await?;
+            let revision = *first.get_or_insert(page.revision);
+            for resource in page.items {
+                self.note(resource, false, &mut Try::default());
+            }
+            if page.next.is_empty() {
+                return Ok(revision);
+            }
+            request.page = page.next;
+        }
+    }
+
+    fn note(&mut self, resource: Resource, deleted: bool, attempt: &mut Try) {
+        match resource.kind.as_str() {
+            "Node" => {
+                let Ok(node) = Node::try_from(resource) else { return };
+                attempt.all = true;
+                if deleted {
+                    self.nodes.remove(&node.meta.name);
+                } else {
+                    self.nodes.insert(node.meta.name.clone(), node);
+                }
+            }
+            "Instance" => {
+                let Ok(instance) = Instance::try_from(resource) else { return };
+                self.note_instance(instance, deleted, attempt);
+            }
+            // A package that has come may be one that was waited for.
+            _ => attempt.all |= !deleted && !self.pending.is_empty(),
+        }
+    }
+
+    fn note_instance(&mut self, instance: Instance, deleted: bool, attempt: &mut Try) {
+        let name = (instance.meta.project.clone(), instance.meta.name.clone());
+        let status = &instance.status;
+        let now = (!deleted && !status.node.is_empty())
+            .then(|| (status.node.clone(), Use { vcpu: status.vcpu, memory_mib: status.memory_mib }));
+        let before = match &now {
+            Some(now) => self.placed.insert(name.clone(), now.clone()),
+            None => self.placed.remove(&name),
+        };
+        if let Some((node, held)) = &before {
+            let used = self.used.entry(node.clone()).or_default();
+            used.vcpu = used.vcpu.saturating_sub(held.vcpu);
+            used.memory_mib = used.memory_mib.saturating_sub(held.memory_mib);
+        }
+        if let Some((node, held)) = &now {
+            let used = self.used.entry(node.clone()).or_default();
+            used.vcpu = used.vcpu.saturating_add(held.vcpu);
+            used.memory_mib = used.memory_mib.saturating_add(held.memory_mib);
+        }
+        if before.is_some() && before != now {
+            attempt.all = true;
+        }
+        if now.is_none() && !deleted && !instance.is_being_deleted() {
+            attempt.these.insert(name.clone());
+            self.pending.insert(name, instance);
+        } else {
+            self.pending.remove(&name);
+        }
+    }
+
+    async fn place(&mut self, attempt: Try) -> Result<(), Error> {
+        let names: Vec<Name> =
+            if attempt.all { self.pending.keys().cloned().collect() } else { attempt.these.into_iter().collect() };
+        for name in names {
+            let Some(instance) = self.pending.get(&name).cloned() else { continue };
+            let resource = self.decide(instance).await?;
+            let request = UpdateStatusRequest { resource: Some(resource.into()), lease: 0 };
+            match self.registry.update_status(&self.me, request).await {
+                Ok(resource) => self.note(resource, false, &mut Try::default()),
+                // Changed or gone meanwhile: the watch tells.
+                Err(Error::Conflict { .. } | Error::NotFound(_) | Error::OtherUid { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The instance with a status that says where it goes, or why nowhere.
+    async fn decide(&self, mut instance: Instance) -> Result<Instance, Error> {
+        let key = Key {
+            kind: kinds::Package::INFO.name.to_owned(),
+            project: instance.meta.project.clone(),
+            name: instance.spec.package.clone(),
+        };
+        let package =
+            self.registry.find(&key).await?.and_then(|(found, _)| Object::<kinds::Package>::try_from(found).ok());
+        let status = &mut instance.status;
+        status.set_phase(Phase::Pending);
+        let Some(sizes) = package.filter(|package| package.status.ready).and_then(|package| package.spec.sizes) else {
+            status.reason = "NoPackage".to_owned();
+            status.message = format!("there is no package {:?} in project {}", key.name, key.project);
+            return Ok(instance);
+        };
+        let wanted = Use {
+            vcpu: instance.spec.vcpu.unwrap_or(sizes.vcpu),
+            memory_mib: instance.spec.memory_mib.unwrap_or(sizes.memory_mib),
+        };
+        let fitting = self.nodes.values().filter_map(|node| Some((self.room(node, wanted)?, node)));
+        // The most memory left; of equals, the first by name.
+        let best = fitting.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        match best {
+            Some((_, node)) => {
+                status.node = node.meta.name.clone();
+                (status.vcpu, status.memory_mib) = (wanted.vcpu, wanted.memory_mib);
+                status.reason = "Placed".to_owned();
+                status.message = format!("placed on {}", node.meta.name);
+                let note = event::<kinds::Instance>(
+                    &instance.meta,
+                    event_spec::Type::Normal,
+                    "Placed",
+                    instance.status.message.clone(),
+                    "form-state",
+                );
+                self.registry.note(note).await;
+            }
+            None => {
+                status.reason = "NoRoom".to_owned();
+                status.message = format!(
+                    "no node has {} vCPU and {} MiB free; of {} nodes {} are ready",
+                    wanted.vcpu,
+                    wanted.memory_mib,
+                    self.nodes.len(),
+                    self.nodes.values().filter(|node| node.status.ready).count()
+                );
+            }
+        }
+        Ok(instance)
+    }
+
+    /// The memory that `node` would have left, MiB; `None`: it does not fit.
+    fn room(&self, node: &Node, wanted: Use) -> Option<u32> {
+        if !node.status.ready || node.spec.cordoned {
+            return None;
+        }
+        let used = self.used.get(&node.meta.name).copied().unwrap_or_default();
+        let vcpu = f64::from(node.status.vcpu) * self.cpu_overcommit;
+        let cpu_fits = f64::from(used.vcpu) + f64::from(wanted.vcpu) <= vcpu;
+        let memory = node.status.memory_mib.checked_sub(used.memory_mib)?.checked_sub(wanted.memory_mib)?;
+        cpu_fits.then_some(memory)
+    }
+}

@@ -1,0 +1,122 @@
+//! Opens the store, makes what a new cluster needs, and serves.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use form_service::identity::IdentityError;
+use form_service::listener::{self, Limits};
+use form_service::{Context, secret};
+use form_types::v1::token_spec::Role;
+use form_types::v1::{CreateRequest, DeleteRequest, ProjectSpec, Resource, TokenSpec, TokenStatus};
+use form_types::{Object, kinds};
+use ipnet::Ipv6Net;
+use prost::Message as _;
+use tokio::net::TcpListener;
+
+use crate::store::{Compare, Op, SqliteOptions, SqliteStore, Store, StoreError, Txn};
+use crate::{Cluster, Config, Error, Identity, Registry, api, janitor, keys, scheduler};
+
+/// Where the first admin's token is put, in the data directory.
+const ADMIN_TOKEN: &str = "admin.token";
+const BOOTSTRAPPED: &str = "cluster/bootstrapped";
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("data directory {}", .path.display())]
+    DataDir { path: PathBuf, source: io::Error },
+    #[error("store {}", .path.display())]
+    Store { path: PathBuf, source: StoreError },
+    #[error("listening on {address}; is another form-state running?")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("making what a new cluster needs")]
+    Bootstrap(#[from] Error),
+}
+
+/// Runs until the context's shutdown.
+pub async fn run(context: Context<Config>) -> Result<(), RunError> {
+    let config = Arc::clone(&context.config.borrow());
+    context.health.wait_for("store", "it is being opened");
+    let fail = |source| RunError::DataDir { path: config.data_dir.clone(), source };
+    std::fs::create_dir_all(&config.data_dir).map_err(fail)?;
+    let path = config.data_dir.join("state.db");
+    let options = SqliteOptions { history: config.history, max_bytes: config.max_mib << 20 };
+    let store = SqliteStore::open(&path, options).await.map_err(|source| RunError::Store { path, source })?;
+
+    let ipv6 = cluster_ipv6(&store).await?;
+    let registry = Registry::new(Arc::new(store), Cluster { ipv4: config.ipv4_range, ipv6 });
+    bootstrap(&registry, &config.data_dir).await?;
+
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let tls = context.identity.server()?;
+    let background = [
+        tokio::spawn(scheduler::run(registry.clone(), config.cpu_overcommit)),
+        tokio::spawn(janitor::run(registry.clone())),
+    ];
+    context.health.done("store");
+    tracing::info!(address = %config.listen, "form-state serves");
+    let routes = api::routes(registry, context.shutdown.clone());
+    listener::serve(listener, tls, routes, context.health, Limits::default(), context.shutdown).await;
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+/// The cluster's ULA /48, picked once at random (RFC 4193, section 3.2).
+async fn cluster_ipv6(store: &impl Store) -> Result<Ipv6Net, Error> {
+    loop {
+        if let Some(entry) = store.get(keys::CLUSTER_IPV6).await? {
+            let text = String::from_utf8_lossy(&entry.value).into_owned();
+            let parsed = text.parse();
+            return parsed.map_err(|_| Error::Store(StoreError::Engine(format!("{text:?} is no prefix").into())));
+        }
+        let random = uuid::Uuid::new_v4().as_u128();
+        let address = Ipv6Addr::from((0xfd << 120) | (random & (((1 << 40) - 1) << 80)));
+        let prefix = Ipv6Net::new_assert(address, 48).trunc().to_string();
+        let key = keys::CLUSTER_IPV6.to_owned();
+        let txn = Txn {
+            compares: vec![Compare::Absent(key.clone())],
+            ops: vec![Op::Put { key, value: prefix.into(), lease: None }],
+        };
+        store.commit(txn).await?;
+    }
+}
+
+/// Makes the project `default`, and the first admin's token. Killed in between, it is done again: the token counts only
+/// once its file is written.
+async fn bootstrap(registry: &Registry, data_dir: &Path) -> Result<(), Error> {
+    if registry.store().get(BOOTSTRAPPED).await?.is_some() {
+        return Ok(());
+    }
+    let me = Identity::myself();
+    let create = async |resource: Resource| {
+        registry.create(&me, CreateRequest { resource: Some(resource), idempotency_key: String::new() }).await
+    };
+    let project = ProjectSpec { description: "where things go that name no project".to_owned() };
+    match create(Object::<kinds::Project>::new("", "default", project).into()).await {
+        Ok(_) | Err(Error::AlreadyExists(_)) => {}
+        Err(error) => return Err(error),
+    }
+
+    let spec = TokenSpec {
+        role: Role::Admin.into(),
+        description: "made when the cluster was; put to the operator's side".to_owned(),
+        ..Default::default()
+    };
+    let token = Object::<kinds::Token>::new("", "admin", spec);
+    let delete = DeleteRequest { key: Some(token.key()), ..Default::default() };
+    match registry.delete(&me, delete).await {
+        Ok(_) | Err(Error::NotFound(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let made = create(token.into()).await?;
+    let status = TokenStatus::decode(made.status.unwrap_or_default().value.as_slice()).unwrap_or_default();
+    secret::write(&data_dir.join(ADMIN_TOKEN), &status.secret)
+        .map_err(|error| Error::Store(StoreError::Engine(error.into())))?;
+    let done = Op::Put { key: BOOTSTRAPPED.to_owned(), value: "1".into(), lease: None };
+    registry.store().commit(Txn { compares: Vec::new(), ops: vec![done] }).await?;
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! A few read-only connections, handed out one at a time. Each read sees one moment of the store.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::schema::{counter, signed, unsigned};
+use crate::store::{Change, Entry, Page, Range, StoreError};
+
+const CONNECTIONS: usize = 4;
+/// Rows of the log that one read brings into memory, give or take the rest of a revision.
+const LOG_ROWS: i64 = 512;
+
+pub(super) struct Readers {
+    idle: Arc<Mutex<Vec<Connection>>>,
+    permits: Arc<Semaphore>,
+}
+
+/// A connection on loan.
+pub(super) struct Reader {
+    connection: Option<Connection>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Readers {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = |_| Connection::open_with_flags(path, flags);
+        let idle = (0..CONNECTIONS).map(open).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { idle: Arc::new(Mutex::new(idle)), permits: Arc::new(Semaphore::new(CONNECTIONS)) })
+    }
+
+    pub(super) async fn take(&self) -> Result<Reader, StoreError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Stopped)?;
+        let connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Ok(Reader { connection, idle: Arc::clone(&self.idle), _permit: permit })
+    }
+}
+
+impl Deref for Reader {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match &self.connection {
+            Some(connection) => connection,
+            None => unreachable!("there are as many permits as connections"),
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(self.connection.take());
+    }
+}
+
+impl Reader {
+    pub(super) fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let mut statement = self.prepare_cached("SELECT key, value, revision FROM entry WHERE key = ?1")?;
+        Ok(statement.query_row([key], entry).optional()?)
+    }
+
+    pub(super) fn list(&self, range: &Range) -> Result<Page, StoreError> {
+        // One transaction, so that the entries and the revision are of one moment.
+        let txn = self.unchecked_transaction()?;
+        let start = range.after.as_deref().unwrap_or(&range.prefix);
+        let limit = i64::try_from(range.limit).unwrap_or(i64::MAX).max(1);
+        // The first key may be `after` itself, which was told already.
+        let mut statement = txn.prepare_cached(
+            "SELECT key, value, revision FROM entry WHERE key >= ?1 AND key < ?2 AND key IS NOT ?3 ORDER BY key LIMIT ?4",
+        )?;
+        let rows = statement.query_map(params![start, end(&range.prefix), range.after, limit + 1], entry)?;
+        let mut entries = rows.collect::<Result<Vec<_>, _>>()?;
+        drop(statement);
+        let more = entries.len() as i64 > limit;
+        entries.truncate(range.limit.max(1));
+        let revision = counter(&txn, "revision")?;
+        Ok(Page { entries, revision, more })
+    }
+
+    /// The changes right after `revision`, in whole revisions.
+    pub(super) fn log(&self, revision: u64) -> Result<Vec<Arc<Change>>, StoreError> {
+        let txn = self.unchecked_transaction()?;
+        let mut last = txn.prepare_cached(
+            "SELECT max(revision) FROM (SELECT revision FROM change WHERE revision > ?1 ORDER BY revision LIMIT ?2)",
+        )?;
+        let last: Option<i64> = last.query_row([signed(revision), LOG_ROWS], |row| row.get(0))?;
+        let mut statement = txn.prepare_cached(
+            "SELECT revision, key, value, previous FROM change WHERE revision > ?1 AND revision <= ?2
+             ORDER BY revision, position",
+        )?;
+        let rows = statement.query_map([signed(revision), last.unwrap_or(0)], |row| {
+            Ok(Arc::new(Change {
+                revision: unsigned(row.get(0)?),
+                key: row.get(1)?,
+                value: row.get::<_, Option<Vec<u8>>>(2)?.map(Bytes::from),
+                previous: row.get::<_, Option<Vec<u8>>>(3)?.map(Bytes::from),
+            }))
+        })?;
+        Ok(rows.collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry { key: row.get(0)?, value: Bytes::from(row.get::<_, Vec<u8>>(1)?), revision: unsigned(row.get(2)?) })
+}
+
+/// The first text after all that start with `prefix`. No key holds the highest character.
+fn end(prefix: &str) -> String {
+    format!("{prefix}\u{10FFFF}")
+}

@@ -1,0 +1,112 @@
+//! The tables, and the settings that make an acknowledgement mean "on disk".
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use crate::store::StoreError;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// Raised with each change of the tables; a file of a later version is refused.
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+    -- What is current.
+    CREATE TABLE entry (
+        key      TEXT PRIMARY KEY,
+        value    BLOB NOT NULL,
+        revision INTEGER NOT NULL,
+        lease    INTEGER
+    ) WITHOUT ROWID;
+    CREATE INDEX entry_lease ON entry (lease) WHERE lease IS NOT NULL;
+
+    -- What changed: the log that watches read. value is NULL for a deletion; previous is the last value then.
+    CREATE TABLE change (
+        revision INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        key      TEXT NOT NULL,
+        value    BLOB,
+        previous BLOB,
+        PRIMARY KEY (revision, position)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE lease (
+        id     INTEGER PRIMARY KEY,
+        ttl_ms INTEGER NOT NULL
+    );
+
+    CREATE TABLE counter (
+        name  TEXT PRIMARY KEY,
+        value INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO counter VALUES ('revision', 0), ('compacted', 0), ('lease', 0);
+";
+
+/// The counters as they were left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State {
+    pub(super) revision: u64,
+    pub(super) compacted: u64,
+    pub(super) lease: u64,
+}
+
+/// Opens the writing connection and makes the tables where there are none.
+pub(super) fn open(path: &Path, max_bytes: u64) -> Result<(Connection, State), StoreError> {
+    let mut connection = Connection::open(path)?;
+    // The lock keeps a second process out; it is taken with the first transaction and never given back.
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL in WAL mode: each COMMIT ends with an fdatasync of the log.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    connection.pragma_update(None, "max_page_count", signed((max_bytes / PAGE_BYTES).max(64)))?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+
+    let txn = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let version: i64 = txn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match version {
+        0 => {
+            txn.execute_batch(TABLES)?;
+            txn.pragma_update(None, "user_version", VERSION)?;
+        }
+        VERSION => {}
+        newer => {
+            let text = format!("the database is of version {newer}, and this program knows {VERSION}: update it");
+            return Err(StoreError::Engine(text.into()));
+        }
+    }
+    let state = State {
+        revision: counter(&txn, "revision")?,
+        compacted: counter(&txn, "compacted")?,
+        lease: counter(&txn, "lease")?,
+    };
+    txn.commit()?;
+    Ok((connection, state))
+}
+
+pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
+    let value: Option<i64> = connection
+        .prepare_cached("SELECT value FROM counter WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    Ok(value.and_then(|value| value.try_into().ok()).unwrap_or(0))
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+            _ => StoreError::Engine(error.into()),
+        }
+    }
+}
+
+/// SQLite has signed integers only; revisions do not reach the sign in any life of a cluster.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}

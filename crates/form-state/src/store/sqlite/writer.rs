@@ -1,0 +1,362 @@
+//! The one thread that writes.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension as _, params};
+use tokio::sync::oneshot;
+
+use super::schema::{State, signed, unsigned};
+use super::{Shared, SqliteOptions};
+use crate::store::{Change, Compare, LeaseId, Op, Outcome, StoreError, Txn};
+
+/// Writes that may wait; past it they are refused as `Busy`.
+const QUEUE: usize = 4096;
+/// Transactions that share one sync of the disk.
+const GROUP: usize = 512;
+/// Rows of the log that compaction deletes at a time, so that no write waits for long behind it.
+const COMPACT_ROWS: i64 = 256;
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+pub(super) enum Request {
+    Commit { txn: Txn, reply: Reply<Outcome> },
+    Compact { revision: u64, reply: Reply<()> },
+    Grant { ttl: Duration, reply: Reply<LeaseId> },
+    KeepAlive { lease: LeaseId, reply: Reply<Duration> },
+    Revoke { lease: LeaseId, reply: Reply<()> },
+}
+
+/// Answers a request, once it is known whether its group is on disk.
+type Finish = Box<dyn FnOnce(Result<(), StoreError>)>;
+
+pub(super) struct Writer {
+    requests: Option<SyncSender<Request>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        connection: Connection,
+        state: State,
+        options: SqliteOptions,
+        shared: Arc<Shared>,
+    ) -> Result<Self, StoreError> {
+        let (requests, queue) = sync_channel(QUEUE);
+        let leases = stored_leases(&connection)?;
+        let thread = Thread {
+            connection,
+            state,
+            durable: state,
+            options,
+            shared,
+            leases,
+            fresh: Vec::new(),
+            trim_to: state.compacted,
+            trimmed: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || thread.run(&queue))
+            .map_err(|error| StoreError::Engine(error.into()))?;
+        Ok(Self { requests: Some(requests), thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn send(&self, request: Request) -> Result<(), StoreError> {
+        let requests = self.requests.as_ref().ok_or(StoreError::Stopped)?;
+        requests.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::Busy,
+            TrySendError::Disconnected(_) => StoreError::Stopped,
+        })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Closes the queue; the thread ends after what is in it.
+        self.requests = None;
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Lease {
+    ttl: Duration,
+    ends: Instant,
+}
+
+impl Lease {
+    fn new(ttl: Duration, now: Instant) -> Self {
+        Self { ttl, ends: now + ttl }
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    /// The counters with the group that is being written.
+    state: State,
+    /// The counters as they are on disk.
+    durable: State,
+    options: SqliteOptions,
+    shared: Arc<Shared>,
+    leases: HashMap<LeaseId, Lease>,
+    /// The changes of the group that is being written.
+    fresh: Vec<Arc<Change>>,
+    /// Rows of the log up to here are to be deleted, and are.
+    trim_to: u64,
+    trimmed: u64,
+}
+
+impl Thread {
+    fn run(mut self, queue: &Receiver<Request>) {
+        loop {
+            let mut group = Vec::new();
+            match queue.recv_timeout(self.idle_time()) {
+                Ok(first) => group.push(first),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            group.extend(queue.try_iter().take(GROUP - 1));
+            self.write(group);
+        }
+    }
+
+    /// Until there is something to do without being asked.
+    fn idle_time(&self) -> Duration {
+        if self.trim_to > self.trimmed {
+            return Duration::ZERO;
+        }
+        let next = self.leases.values().map(|lease| lease.ends).min();
+        next.map_or(Duration::from_secs(60), |ends| ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// Carries out a group, syncs once, and then answers. Where a part of it fails on the disk, all of it has failed.
+    fn write(&mut self, group: Vec<Request>) {
+        let started = Instant::now();
+        let mut failed = self.connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from).err();
+        let finish: Vec<Finish> = group.into_iter().map(|request| self.carry_out(request, &mut failed)).collect();
+        if failed.is_none() {
+            failed = self.housekeeping().and_then(|()| self.end_group()).err();
+        }
+        match failed {
+            None => {
+                self.durable = self.state;
+                // The ring first: a watcher that wakes must find what it was woken for.
+                self.shared.ring.push(std::mem::take(&mut self.fresh));
+                self.shared.revision.send_if_modified(|revision| {
+                    std::mem::replace(revision, self.durable.revision) != self.durable.revision
+                });
+                metrics::histogram!("form_state_commit_seconds").record(started.elapsed().as_secs_f64());
+                finish.into_iter().for_each(|finish| finish(Ok(())));
+            }
+            Some(error) => {
+                tracing::error!(%error, "a group of writes failed and was taken back");
+                let _ = self.connection.execute_batch("ROLLBACK");
+                self.state = self.durable;
+                self.fresh.clear();
+                if let Ok(leases) = stored_leases(&self.connection) {
+                    self.leases = leases;
+                }
+                finish.into_iter().for_each(|finish| finish(Err(error.again())));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, request: Request, failed: &mut Option<StoreError>) -> Finish {
+        match request {
+            Request::Commit { txn, reply } => step(failed, reply, || self.commit(txn).map(Ok)),
+            Request::Compact { revision, reply } => step(failed, reply, || {
+                if revision > self.state.revision {
+                    return Ok(Err(StoreError::Future { asked: revision, current: self.state.revision }));
+                }
+                self.compact(revision);
+                Ok(Ok(()))
+            }),
+            Request::Grant { ttl, reply } => step(failed, reply, || self.grant(ttl).map(Ok)),
+            Request::KeepAlive { lease, reply } => step(failed, reply, || {
+                let found = self.leases.get_mut(&lease).map(|lease| {
+                    *lease = Lease::new(lease.ttl, Instant::now());
+                    lease.ttl
+                });
+                Ok(found.ok_or(StoreError::NoLease(lease)))
+            }),
+            Request::Revoke { lease, reply } => step(failed, reply, || match self.leases.remove(&lease) {
+                Some(_) => self.end_lease(lease).map(Ok),
+                None => Ok(Err(StoreError::NoLease(lease))),
+            }),
+        }
+    }
+
+    fn commit(&mut self, txn: Txn) -> Result<Outcome, StoreError> {
+        for (index, compare) in txn.compares.iter().enumerate() {
+            if !self.holds(compare)? {
+                return Ok(Outcome::Conflict { compare: index });
+            }
+        }
+        self.change(txn.ops)?;
+        Ok(Outcome::Committed { revision: self.state.revision })
+    }
+
+    fn holds(&self, compare: &Compare) -> Result<bool, StoreError> {
+        let (Compare::Absent(key) | Compare::Exists(key) | Compare::Revision(key, _)) = compare;
+        let mut statement = self.connection.prepare_cached("SELECT revision FROM entry WHERE key = ?1")?;
+        let found: Option<i64> = statement.query_row([key], |row| row.get(0)).optional()?;
+        Ok(match compare {
+            Compare::Absent(_) => found.is_none(),
+            Compare::Exists(_) => found.is_some(),
+            Compare::Revision(_, wanted) => found.map(unsigned) == Some(*wanted),
+        })
+    }
+
+    /// Carries out `ops` as the next revision; where they change nothing, there is none.
+    fn change(&mut self, ops: Vec<Op>) -> Result<(), StoreError> {
+        let revision = self.state.revision + 1;
+        let mut changed: i64 = 0;
+        for op in ops {
+            let (key, value, previous) = match op {
+                Op::Put { key, value, lease } => {
+                    self.connection
+                        .prepare_cached(
+                            "INSERT OR REPLACE INTO entry (key, value, revision, lease) VALUES (?1, ?2, ?3, ?4)",
+                        )?
+                        .execute(params![key, &value[..], signed(revision), lease.map(signed)])?;
+                    (key, Some(value), None)
+                }
+                Op::Delete { key } => {
+                    let gone: Option<Vec<u8>> = self
+                        .connection
+                        .prepare_cached("DELETE FROM entry WHERE key = ?1 RETURNING value")?
+                        .query_row([&key], |row| row.get(0))
+                        .optional()?;
+                    let Some(gone) = gone else { continue };
+                    (key, None, Some(Bytes::from(gone)))
+                }
+            };
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO change (revision, position, key, value, previous) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![signed(revision), changed, key, value.as_deref(), previous.as_deref()])?;
+            changed += 1;
+            self.fresh.push(Arc::new(Change { revision, key, value, previous }));
+        }
+        if changed > 0 {
+            self.state.revision = revision;
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let id = self.state.lease + 1;
+        let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        self.connection
+            .prepare_cached("INSERT INTO lease (id, ttl_ms) VALUES (?1, ?2)")?
+            .execute([signed(id), ttl_ms])?;
+        self.state.lease = id;
+        self.leases.insert(id, Lease::new(ttl, Instant::now()));
+        Ok(id)
+    }
+
+    fn end_lease(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT key FROM entry WHERE lease = ?1 ORDER BY key")?;
+        let keys = statement.query_map([signed(lease)], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+        drop(statement);
+        self.change(keys.into_iter().map(|key| Op::Delete { key }).collect())?;
+        self.connection.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([signed(lease)])?;
+        Ok(())
+    }
+
+    /// Ends the leases whose time is over, and drops a little of the log where it is too long.
+    fn housekeeping(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let over: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
+        for lease in over {
+            self.leases.remove(&lease);
+            self.end_lease(lease)?;
+        }
+        let wanted = self.state.revision.saturating_sub(self.options.history);
+        // In steps, so that the counter is not written with each commit.
+        if wanted > self.state.compacted + self.options.history / 10 {
+            self.compact(wanted);
+        }
+        if self.trim_to > self.trimmed {
+            let deleted = self
+                .connection
+                .prepare_cached(
+                    "DELETE FROM change WHERE (revision, position) IN
+                     (SELECT revision, position FROM change WHERE revision <= ?1 ORDER BY revision, position LIMIT ?2)",
+                )?
+                .execute([signed(self.trim_to), COMPACT_ROWS])?;
+            if (deleted as i64) < COMPACT_ROWS {
+                self.trimmed = self.trim_to;
+            }
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, revision: u64) {
+        self.state.compacted = self.state.compacted.max(revision);
+        // Before the rows go: a watcher that misses rows must be able to know why. Told too early, it only lists again.
+        self.shared.compacted.send_if_modified(|compacted| {
+            *compacted < revision && {
+                *compacted = revision;
+                true
+            }
+        });
+        self.trim_to = self.trim_to.max(revision);
+    }
+
+    fn end_group(&mut self) -> Result<(), StoreError> {
+        for (name, old, new) in [
+            ("revision", self.durable.revision, self.state.revision),
+            ("compacted", self.durable.compacted, self.state.compacted),
+            ("lease", self.durable.lease, self.state.lease),
+        ] {
+            if new != old {
+                self.connection
+                    .prepare_cached("UPDATE counter SET value = ?2 WHERE name = ?1")?
+                    .execute(params![name, signed(new)])?;
+            }
+        }
+        Ok(self.connection.execute_batch("COMMIT")?)
+    }
+}
+
+/// Does one request's work, unless the group has failed already. The outer error of `work` fails the whole group, the
+/// inner one is for the asker alone.
+fn step<T: 'static>(
+    failed: &mut Option<StoreError>,
+    reply: Reply<T>,
+    work: impl FnOnce() -> Result<Result<T, StoreError>, StoreError>,
+) -> Finish {
+    let answer = if failed.is_some() { Ok(Err(StoreError::Stopped)) } else { work() };
+    let answer = answer.unwrap_or_else(|error| {
+        *failed = Some(error);
+        Err(StoreError::Stopped)
+    });
+    // The asker may have gone; its write stands all the same.
+    Box::new(move |group| drop(reply.send(group.and(answer))))
+}
+
+fn stored_leases(connection: &Connection) -> Result<HashMap<LeaseId, Lease>, StoreError> {
+    let now = Instant::now();
+    let mut statement = connection.prepare_cached("SELECT id, ttl_ms FROM lease")?;
+    let rows = statement.query_map([], |row| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?))))?;
+    let lease = |(id, ttl): (u64, u64)| (id, Lease::new(Duration::from_millis(ttl), now));
+    Ok(rows.map(|row| row.map(lease)).collect::<Result<_, _>>()?)
+}
+
+impl StoreError {
+    /// The same for each of many askers.
+    fn again(&self) -> Self {
+        match self {
+            StoreError::Full => StoreError::Full,
+            other => StoreError::Engine(other.to_string().into()),
+        }
+    }
+}
