@@ -9,11 +9,15 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result, file};
 
+/// How the names of files begin that are not whole yet. The rest is random: whoever wrote one may have been killed, and
+/// what it had started (qemu-img) may still write.
+pub(crate) const TEMPORARY: &str = ".new-";
+
 /// Replaces `path`. When this returns, the new content survives a loss of power; until then, the old one does.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let replace = || -> io::Result<()> {
-        let mut temporary = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
+        let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(directory)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
         temporary.persist(path)?;

@@ -23,7 +23,9 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     let length = base.metadata().map_err(file("read", &base))?.len();
     let size = length.max(size_mib.saturating_mul(1 << 20));
     // Only a disk that is complete gets the name: whoever finds the name may boot from it.
-    let temporary = overlay.with_extension("new");
+    let directory = overlay.parent().unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new().prefix(atomic::TEMPORARY).tempfile_in(directory);
+    let temporary = temporary.map_err(file("make a file in", directory))?.into_temp_path();
     let output = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .arg(&base)
@@ -39,8 +41,8 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     }
     let finish = || {
         std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, overlay)?;
-        atomic::sync_directory(overlay.parent().unwrap_or(Path::new(".")))
+        temporary.persist(overlay)?;
+        atomic::sync_directory(directory)
     };
     finish().map_err(file("make", overlay))
 }

@@ -5,10 +5,10 @@
 //!                 ▼                                                               │
 //!   Pending ──▶ Starting ──entrypoint runs──▶ Running ──stop──▶ Stopping ──▶ Stopped / Failed
 //!                 ▲   │                         │                                 ▲
-//!                 │   └──────── ended ──────────┤                                 │
-//!              delay over                       ├── the policy says no ───────────┘
-//!                 │                             │
-//!              BackOff ◀──── the policy says yes┘            any ──delete──▶ Deleted
+//!                 │   ├───────── ended ─────────┤                                 │
+//!            delay over                         ├── the policy says no ───────────┘
+//!                 │   └─ cannot be made ─┐      │
+//!              BackOff ◀─────────────────┴──────┴── the policy says yes    any ──delete──▶ Deleted
 //! ```
 //!
 //! One task owns all of this. It takes [`Command`]s, and publishes a [`VmStatus`]; nobody else changes anything. What is
@@ -270,8 +270,8 @@ enum Step {
     Start,
     /// Watch over a machine.
     Up(Box<dyn Running>),
-    /// Wait for a command, or this long, and then start.
-    BackOff(Duration),
+    /// Wait for a command, or this long, and then start. With what is in the way, if that is not the workload.
+    BackOff(Duration, Option<String>),
     /// Take everything away.
     Delete,
     /// Nobody is left who could command.
@@ -287,7 +287,7 @@ impl Actor {
                 Step::Idle => self.idle().await,
                 Step::Start => self.start().await,
                 Step::Up(machine) => self.up(machine).await,
-                Step::BackOff(delay) => self.back_off(delay).await,
+                Step::BackOff(delay, problem) => self.back_off(delay, problem).await,
                 Step::Delete => match self.delete().await {
                     Ok(()) => return self.publish(Phase::Deleted, None),
                     Err(error) => Err(error),
@@ -303,6 +303,7 @@ impl Actor {
 
     /// Looks at what runs, then at what is written, then at what is wanted.
     async fn resume(&mut self) -> Result<Step> {
+        self.store.sweep()?;
         if let Some(machine) = self.host.driver.adopt(&self.store).await? {
             info!(pid = machine.pid(), "found running");
             return Ok(Step::Up(machine));
@@ -343,8 +344,9 @@ impl Actor {
         }
     }
 
-    async fn back_off(&mut self, delay: Duration) -> Result<Step> {
+    async fn back_off(&mut self, delay: Duration, problem: Option<String>) -> Result<Step> {
         self.publish(Phase::BackOff, None);
+        self.status.send_modify(|status| status.problem = problem);
         tokio::select! {
             () = sleep(delay) => Ok(self.decide()),
             command = self.commands.recv() => match command {
@@ -382,8 +384,13 @@ impl Actor {
                 Ok(Step::Up(machine))
             }
             Err(error) => {
+                // Not the workload's failure, so not its policy's business: what is missing (a bridge, an image) may
+                // come.
                 warn!(error = &error as &dyn std::error::Error, "not started");
-                self.ended(Exit { reason: Some(chain(&error)), ..Exit::default() }, false).await
+                self.state.running = false;
+                self.state.failures = self.state.failures.saturating_add(1);
+                self.save().await?;
+                Ok(Step::BackOff(delay(self.state.failures), Some(chain(&error))))
             }
         }
     }
@@ -483,7 +490,7 @@ impl Actor {
         }
         let pause = delay(state.failures);
         self.save().await?;
-        Ok(if restarts { Step::BackOff(pause) } else { self.decide() })
+        Ok(if restarts { Step::BackOff(pause, None) } else { self.decide() })
     }
 
     async fn delete(&mut self) -> Result<()> {

@@ -62,12 +62,19 @@ fn a_machine_whose_workload_cannot_start_says_why() {
 }
 
 #[test]
-fn a_machine_that_cannot_be_made_says_why() {
+fn a_machine_that_cannot_be_made_yet_says_why_and_is_made_once_it_can() {
     story(|stage| async move {
         let mut spec = stage.hello();
-        spec.nics[0].bridge = "br-none".into();
+        spec.nics[0].bridge = "br-late".into();
         let vm = Vm::ensure(&stage.host, spec).unwrap();
-        let reason = reaches(&vm, Phase::Failed).await.last_exit.unwrap().reason.unwrap();
-        assert!(reason.contains("there is no bridge br-none"), "{reason}");
+        let mut watch = vm.watch();
+        let status = watch.wait_for(|status| status.problem.is_some()).await.unwrap().clone();
+        assert_eq!(status.phase, Phase::BackOff);
+        assert_eq!(status.problem.unwrap(), "there is no bridge br-late; create it first");
+
+        stage.host.network.ensure_bridge("br-late", &[]).await.unwrap();
+        reaches(&vm, Phase::Running).await;
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
     });
 }

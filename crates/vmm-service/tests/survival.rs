@@ -1,9 +1,15 @@
 //! What happens when the daemon does not get to finish.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests may; clippy only knows those that are in a #[test]")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests may; clippy only knows those that are in a #[test]"
+)]
 
 mod common;
 
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use common::{PATIENCE, Stage, greeting, lives, reaches, story};
@@ -11,15 +17,33 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use vmm_service::{Error, Phase, Vm, VmSpec};
 
-/// A daemon in a process of its own, which can be killed.
-async fn daemon(stage: &Stage, spec: &VmSpec) -> Child {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().unwrap().parent().unwrap().join("examples/solo");
-    let file = stage.directory.path().join("spec.json");
-    std::fs::write(&file, serde_json::to_vec(spec).unwrap()).unwrap();
-    let mut command = Command::new(program);
-    command.arg(&stage.host.instances).arg(&stage.guest).arg(file).stdout(Stdio::piped());
-    command.spawn().unwrap()
+/// Not a story: the daemon of the stories below, which run it in a process of its own, so that it can be killed.
+#[test]
+#[ignore = "is run by the other tests"]
+fn the_daemon() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let directory = std::env::var_os("STORY").map(PathBuf::from).expect("STORY");
+        let spec: VmSpec = serde_json::from_slice(&std::fs::read(directory.join("spec.json")).unwrap()).unwrap();
+        let guest = std::env::var_os("FORMATION_GUEST").map(PathBuf::from).expect("FORMATION_GUEST");
+        let host = common::host(&directory, &guest);
+        let vm = Vm::ensure(&host, spec).unwrap();
+        let mut status = vm.watch();
+        // The test harness has left its own line unfinished.
+        println!();
+        loop {
+            println!("{:?}", status.borrow_and_update().phase);
+            status.changed().await.unwrap();
+        }
+    });
+}
+
+fn daemon(stage: &Stage, spec: &VmSpec) -> Child {
+    std::fs::write(stage.directory.path().join("spec.json"), serde_json::to_vec(spec).unwrap()).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "the_daemon", "--ignored", "--nocapture"]);
+    command.env("STORY", stage.directory.path()).env("FORMATION_GUEST", &stage.guest);
+    command.stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// Lets the daemon come as far as `phase`, and kills it there.
@@ -33,7 +57,7 @@ async fn killed_at(mut daemon: Child, phase: &str) {
 #[test]
 fn a_machine_outlives_its_daemon_and_the_next_one_takes_it_up() {
     story(|stage| async move {
-        killed_at(daemon(&stage, &stage.hello()).await, "Running").await;
+        killed_at(daemon(&stage, &stage.hello()), "Running").await;
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"), "nobody watches, and it answers");
 
         let vm = Vm::open(&stage.host, "story").unwrap();
@@ -52,7 +76,7 @@ fn a_machine_outlives_its_daemon_and_the_next_one_takes_it_up() {
 #[test]
 fn an_exit_that_nobody_saw_is_not_lost() {
     story(|stage| async move {
-        let daemon = daemon(&stage, &stage.hello()).await;
+        let daemon = daemon(&stage, &stage.hello());
         killed_at(daemon, "Running").await;
         let vm = Vm::open(&stage.host, "story").unwrap();
         let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
@@ -74,7 +98,7 @@ fn a_daemon_that_is_killed_at_any_step_of_a_start_leaves_one_machine() {
     story(|stage| async move {
         // Killed as early as can be seen from outside, again and again; each daemon finds what the one before left.
         for _ in 0..4 {
-            killed_at(daemon(&stage, &stage.hello()).await, "Starting").await;
+            killed_at(daemon(&stage, &stage.hello()), "Starting").await;
         }
         let vm = Vm::open(&stage.host, "story").unwrap();
         reaches(&vm, Phase::Running).await;

@@ -56,22 +56,26 @@ pub(crate) fn story<F: Future<Output = ()>>(tell: impl FnOnce(Stage) -> F + Send
     });
 }
 
+/// A host that keeps its instances in `directory`.
+pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
+    Arc::new(Host {
+        instances: directory.join("instances"),
+        kernel: guest.join("vmlinuz"),
+        initramfs: guest.join("initramfs"),
+        // It works everywhere, and these stories are about us, not about the processor.
+        accelerator: Accelerator::Tcg,
+        network: Network::connect().expect("netlink"),
+        driver: Arc::new(Qemu),
+    })
+}
+
 impl Stage {
     async fn new(guest: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let network = Network::connect().expect("netlink");
         network.ensure_bridge(BRIDGE, &["10.99.0.1/24".parse().expect("a network")]).await.expect("a bridge");
-        let instances = directory.path().join("instances");
-        std::fs::create_dir(&instances).expect("a directory");
-        let host = Arc::new(Host {
-            instances,
-            kernel: guest.join("vmlinuz"),
-            initramfs: guest.join("initramfs"),
-            // It works everywhere, and these stories are about us, not about the processor.
-            accelerator: Accelerator::Tcg,
-            network,
-            driver: Arc::new(Qemu),
-        });
+        std::fs::create_dir(directory.path().join("instances")).expect("a directory");
+        let host = host(directory.path(), &guest);
         Self { host, guest, directory }
     }
 
