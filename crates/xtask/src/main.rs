@@ -1,5 +1,41 @@
 //! `cargo xtask`: everything a developer runs.
+#![forbid(unsafe_code)]
+
+mod cpio;
+mod guest;
+mod host;
+mod modules;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build what a guest boots: a kernel, and an initramfs with form-init.
+    Guest {
+        /// Where vmlinuz, initramfs and the examples' contexts go.
+        #[arg(long, default_value = "target/guest-image")]
+        out: PathBuf,
+    },
+    /// Install what the tests of virtual machines need on this machine.
+    Setup,
+}
 
 fn main() -> anyhow::Result<()> {
-    Ok(())
+    match Args::parse().task {
+        Task::Guest { out } => {
+            let guest = guest::build(&out)?;
+            host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
+            Ok(())
+        }
+        Task::Setup => host::ensure_packages(&host::VIRTUAL_MACHINES),
+    }
 }

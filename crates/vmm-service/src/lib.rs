@@ -1,0 +1,33 @@
+//! The virtual machines of one node.
+//!
+//! ```text
+//!   Vm (a handle) ──commands──▶ one task for each machine ──▶ Driver ──▶ QEMU, a process that outlives us
+//!                 ◀──status────        │
+//!                                      └──▶ Store: what must survive, in the machine's own directory
+//! ```
+//!
+//! **Invariant:** this process may be killed at any instant. What is wanted is on disk before it is acknowledged, and
+//! [`Vm::open`] finds out what is, adopts a machine that still runs, and goes on from there.
+//!
+//! **Invariant:** a guest is hostile. What it writes to its console or its report port costs bounded disk and memory.
+
+pub mod accel;
+mod atomic;
+pub mod disk;
+pub mod driver;
+mod error;
+pub mod logs;
+pub mod net;
+mod reports;
+mod restart;
+mod rotate;
+pub mod store;
+mod sys;
+mod vm;
+mod watch;
+
+pub use accel::Accelerator;
+pub use error::{Error, Result};
+pub use restart::RestartPolicy;
+pub use store::{Exit, Nic, VmSpec};
+pub use vm::{Host, Phase, Vm, VmStatus, open_all};

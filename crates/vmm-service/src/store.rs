@@ -1,0 +1,273 @@
+//! An instance's directory: everything of it that survives this process.
+//!
+//! | file | written by | what |
+//! | --- | --- | --- |
+//! | `lock` | | held by the daemon that drives the instance |
+//! | `alive` | | held by the QEMU of the instance, from before its first instruction to its end |
+//! | `wanted.json` | us | the spec, and what is to become of it. With it the instance exists |
+//! | `state.json` | us | restarts, and how the last run ended |
+//! | `root.qcow2`, `config.raw` | us | the disks |
+//! | `qmp.sock`, `qemu.log` | QEMU | control, and last words |
+//! | `console.log`, `.1`, `.2` | the guest | its serial console, newest first |
+//! | `reports.jsonl` | the guest | [`form_guest::Report`]s of the current run |
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use form_guest::{GuestConfig, MacAddr};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::atomic;
+use crate::error::{Error, Result, file};
+use crate::restart::RestartPolicy;
+
+/// What a virtual machine is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Unique for ever on this node: letters, digits and `-`, at most 64. Names the directory and the taps.
+    pub uid: String,
+    /// Virtual processors, 1 to 255.
+    pub vcpus: u32,
+    /// Memory in MiB, at least 64.
+    pub memory_mib: u64,
+    /// The root disk's least size in MiB; it is never smaller than `base`.
+    pub disk_mib: u64,
+    /// A raw ext4 image, which is only read; the machine writes to an overlay.
+    pub base: PathBuf,
+    /// Network cards, in order.
+    pub nics: Vec<Nic>,
+    /// What the guest is told.
+    pub guest: GuestConfig,
+    /// What follows the workload's end.
+    pub restart: RestartPolicy,
+}
+
+/// A network card: a tap on a bridge of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// As the guest sees it, and as its [`form_guest::Interface`] says.
+    pub mac: MacAddr,
+    /// The bridge; see [`crate::net::Network::ensure_bridge`].
+    pub bridge: String,
+}
+
+impl VmSpec {
+    /// Checks what does not depend on this machine.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] or [`Error::Drive`].
+    pub fn validate(&self) -> Result<()> {
+        let fail = |field, reason| Err(Error::InvalidSpec { field, reason });
+        if !is_uid(&self.uid) {
+            return fail("uid", "must be 1 to 64 letters, digits and '-'");
+        }
+        if !(1..=255).contains(&self.vcpus) {
+            return fail("vcpus", "must be 1 to 255");
+        }
+        if !(64..=1 << 24).contains(&self.memory_mib) {
+            return fail("memory_mib", "must be at least 64, and less than 16 TiB");
+        }
+        if self.disk_mib > 1 << 26 {
+            return fail("disk_mib", "must be less than 64 TiB");
+        }
+        if self.nics.len() > crate::net::MAX_TAPS {
+            return fail("nics", "must be at most 8");
+        }
+        form_guest::encode(&self.guest)?;
+        Ok(())
+    }
+}
+
+/// How a run ended. All empty: the machine ended and the guest said nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// What the workload gave to `exit`.
+    pub code: Option<i32>,
+    /// What killed the workload.
+    pub signal: Option<i32>,
+    /// Why the workload never ran, or why it is not known how it ended.
+    pub reason: Option<String>,
+}
+
+impl Exit {
+    /// Whether the workload exited with 0.
+    pub fn is_success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// What is wanted of an instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Wanted {
+    pub(crate) spec: VmSpec,
+    pub(crate) goal: Goal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Goal {
+    Run,
+    Stop,
+    Delete,
+}
+
+/// What is remembered of an instance.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// A run was begun and its end is not yet accounted for.
+    pub(crate) running: bool,
+    /// When the last run began, in seconds since 1970.
+    pub(crate) started_at: Option<u64>,
+    /// The policy said not to start again, until someone asks.
+    pub(crate) finished: bool,
+    /// Runs in a row that ended before they were healthy.
+    pub(crate) failures: u32,
+    /// All restarts.
+    pub(crate) restarts: u32,
+    /// How the last run ended.
+    pub(crate) last_exit: Option<Exit>,
+}
+
+/// An instance's directory, and the right to change it.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// Takes the directory, and makes it if it is not there.
+    pub(crate) fn create(instances: &Path, uid: &str) -> Result<Self> {
+        let directory = instances.join(uid);
+        fs::create_dir_all(&directory).map_err(file("make", &directory))?;
+        Self::take(directory)
+    }
+
+    /// Takes the directory of an instance that exists.
+    pub(crate) fn open(instances: &Path, uid: &str) -> Result<Self> {
+        let directory = instances.join(uid);
+        if !is_uid(uid) || !directory.is_dir() {
+            return Err(Error::NotFound { uid: uid.to_owned() });
+        }
+        Self::take(directory)
+    }
+
+    fn take(directory: PathBuf) -> Result<Self> {
+        let path = directory.join("lock");
+        let lock = open_lock(&path)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { directory, _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: directory }),
+            Err(errno) => Err(file("lock", &path)(errno)),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A file in the directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The lock that tells whether a QEMU of this instance lives: `Some` if none does, and then the caller holds it.
+    ///
+    /// The lock belongs to the open file, not to a process. QEMU gets that file as its standard input, so the lock ends
+    /// exactly when QEMU does, whoever started it and whatever happens to us in between.
+    pub(crate) fn claim_alive(&self) -> Result<Option<File>> {
+        let path = self.file("alive");
+        let lock = open_lock(&path)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(file("lock", &path)(errno)),
+        }
+    }
+
+    pub(crate) fn wanted(&self) -> Result<Option<Wanted>> {
+        atomic::read_json(&self.file("wanted.json"))
+    }
+
+    pub(crate) fn set_wanted(&self, wanted: &Wanted) -> Result<()> {
+        atomic::write_json(&self.file("wanted.json"), wanted)
+    }
+
+    pub(crate) fn state(&self) -> Result<State> {
+        Ok(atomic::read_json(&self.file("state.json"))?.unwrap_or_default())
+    }
+
+    pub(crate) fn set_state(&self, state: &State) -> Result<()> {
+        atomic::write_json(&self.file("state.json"), state)
+    }
+
+    /// Removes what was being written when a process before us was killed.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.directory).map_err(file("read", &self.directory))?;
+        let half_done = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(atomic::TEMPORARY);
+        for entry in entries.flatten().filter(half_done) {
+            fs::remove_file(entry.path()).or_else(absent_is_fine).map_err(file("delete", entry.path()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the directory. `wanted.json` goes last, so that a removal that was cut short is known as one.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.directory).map_err(file("read", &self.directory))?;
+        for entry in entries.flatten().filter(|entry| entry.file_name() != "wanted.json") {
+            fs::remove_file(entry.path()).or_else(absent_is_fine).map_err(file("delete", entry.path()))?;
+        }
+        fs::remove_dir_all(&self.directory).or_else(absent_is_fine).map_err(file("delete", &self.directory))
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(file("open", path))
+}
+
+pub(crate) fn absent_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+fn is_uid(uid: &str) -> bool {
+    (1..=64).contains(&uid.len())
+        && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !uid.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_has_one_driver_at_a_time() {
+        let instances = tempfile::tempdir().unwrap();
+        let store = Store::create(instances.path(), "a").unwrap();
+        assert!(matches!(Store::open(instances.path(), "a"), Err(Error::Locked { .. })));
+        drop(store);
+        assert!(Store::open(instances.path(), "a").is_ok());
+    }
+
+    #[test]
+    fn an_identifier_cannot_leave_the_directory() {
+        let instances = tempfile::tempdir().unwrap();
+        for uid in ["..", "", "a/b", "-x", "."] {
+            assert!(matches!(Store::open(instances.path(), uid), Err(Error::NotFound { .. })), "{uid}");
+        }
+    }
+
+    #[test]
+    fn the_alive_lock_follows_the_file_and_not_the_store() {
+        let instances = tempfile::tempdir().unwrap();
+        let store = Store::create(instances.path(), "a").unwrap();
+        let qemu = store.claim_alive().unwrap().unwrap();
+        drop(store);
+        let store = Store::open(instances.path(), "a").unwrap();
+        assert!(store.claim_alive().unwrap().is_none());
+        drop(qemu);
+        assert!(store.claim_alive().unwrap().is_some());
+    }
+}

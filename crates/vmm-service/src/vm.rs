@@ -1,0 +1,614 @@
+//! One virtual machine, from its creation to its deletion.
+//!
+//! ```text
+//!                 ┌──────────────────────────── start ────────────────────────────┐
+//!                 ▼                                                               │
+//!   Pending ──▶ Starting ──entrypoint runs──▶ Running ──stop──▶ Stopping ──▶ Stopped / Failed
+//!                 ▲   │                         │                                 ▲
+//!                 │   ├───────── ended ─────────┤                                 │
+//!            delay over                         ├── the policy says no ───────────┘
+//!                 │   └─ cannot be made ─┐      │
+//!              BackOff ◀─────────────────┴──────┴── the policy says yes    any ──delete──▶ Deleted
+//! ```
+//!
+//! One task owns all of this. It takes [`Command`]s, and publishes a [`VmStatus`]; nobody else changes anything. What is
+//! wanted is on disk before a command is acknowledged, so the task may be killed at any await: [`Actor::resume`] is
+//! where every life of it begins, and it looks at the world before it believes what is written.
+//!
+//! Dropping the last [`Vm`] ends the task and leaves the machine alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use form_guest::Report;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::accel::{self, Accelerator};
+use crate::driver::{Driver, Machine, Qemu, Running};
+use crate::error::{Error, Result, file};
+use crate::logs::LogReader;
+use crate::net::Network;
+use crate::reports::Reports;
+use crate::restart::{HEALTHY, delay};
+use crate::store::{Exit, Goal, State, Store, VmSpec, Wanted};
+use crate::watch::DirectoryWatch;
+use crate::{disk, rotate};
+
+/// What the guest needs beyond its own grace: it kills, unmounts and powers off.
+const GRACE_MARGIN: Duration = Duration::from_secs(10);
+/// How often the power button is pressed until the guest says that it stops. Early in its boot nobody listens.
+const PRESS_AGAIN: Duration = Duration::from_secs(1);
+/// How long until something that failed on our side is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// What all virtual machines of a node share.
+#[derive(Debug)]
+pub struct Host {
+    /// Has a directory for each instance.
+    pub instances: PathBuf,
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// The guests' initramfs.
+    pub initramfs: PathBuf,
+    /// See [`accel::probe`].
+    pub accelerator: Accelerator,
+    /// Where taps are made.
+    pub network: Network,
+    /// What runs the machines.
+    pub driver: Arc<dyn Driver>,
+}
+
+impl Host {
+    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works.
+    ///
+    /// # Errors
+    /// If `data` cannot be written, or the kernel gives no netlink socket.
+    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Arc<Self>> {
+        let instances = data.join("instances");
+        std::fs::create_dir_all(&instances).map_err(file("make", &instances))?;
+        let canonical = |path: &Path| path.canonicalize().map_err(file("find", path));
+        let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
+        let accelerator = accel::probe(data, &kernel, &initramfs).await?;
+        let network = Network::connect()?;
+        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, driver: Arc::new(Qemu) }))
+    }
+}
+
+/// Where a virtual machine is in its life; see the picture at the head of this module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Known, and nothing was done yet.
+    Pending,
+    /// Its disks and network are made, or it boots.
+    Starting,
+    /// Its entrypoint runs.
+    Running,
+    /// It was told to stop.
+    Stopping,
+    /// It ended, as was wanted or with success.
+    Stopped,
+    /// It ended without success and is not started again.
+    Failed,
+    /// It ended, and is started again after a while.
+    BackOff,
+    /// Nothing of it is left. No other phase follows.
+    Deleted,
+}
+
+/// What is known of a virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmStatus {
+    /// See [`Phase`].
+    pub phase: Phase,
+    /// The monitor's process, while there is one.
+    pub pid: Option<u32>,
+    /// How often the policy started it again.
+    pub restarts: u32,
+    /// When the last run began, in seconds since 1970.
+    pub started_at: Option<u64>,
+    /// How the last run ended.
+    pub last_exit: Option<Exit>,
+    /// What stands in the way, for a person; it is being tried again.
+    pub problem: Option<String>,
+}
+
+/// A handle to a virtual machine.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    uid: String,
+    directory: PathBuf,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<VmStatus>,
+}
+
+#[derive(Debug)]
+struct Command {
+    goal: Goal,
+    done: oneshot::Sender<Result<()>>,
+}
+
+impl Vm {
+    /// Creates a virtual machine that is to run; when this returns, it will, whatever happens to this process.
+    ///
+    /// Where it exists, it gets the new spec, which counts from its next start.
+    ///
+    /// # Errors
+    /// If the spec is invalid, the instance is driven by someone else, or the disk refuses.
+    pub fn ensure(host: &Arc<Host>, spec: VmSpec) -> Result<Self> {
+        spec.validate()?;
+        let store = Store::create(&host.instances, &spec.uid)?;
+        let wanted = match store.wanted()? {
+            Some(Wanted { goal: Goal::Delete, .. }) => return Err(Error::NotFound { uid: spec.uid }),
+            Some(Wanted { goal, .. }) => Wanted { spec, goal },
+            None => Wanted { spec, goal: Goal::Run },
+        };
+        store.set_wanted(&wanted)?;
+        Self::spawn(host, store, wanted)
+    }
+
+    /// Takes up a virtual machine where it was left, running or not.
+    ///
+    /// # Errors
+    /// If there is none, or it is driven by someone else.
+    pub fn open(host: &Arc<Host>, uid: &str) -> Result<Self> {
+        let store = Store::open(&host.instances, uid)?;
+        match store.wanted()? {
+            Some(wanted) => Self::spawn(host, store, wanted),
+            // Killed between the directory and the file in it: nothing was acknowledged, nothing was made.
+            None => {
+                store.remove()?;
+                Err(Error::NotFound { uid: uid.to_owned() })
+            }
+        }
+    }
+
+    fn spawn(host: &Arc<Host>, store: Store, wanted: Wanted) -> Result<Self> {
+        let state = store.state()?;
+        let (commands, receiver) = mpsc::channel(16);
+        let (sender, status) = watch::channel(VmStatus {
+            phase: Phase::Pending,
+            pid: None,
+            restarts: state.restarts,
+            started_at: state.started_at,
+            last_exit: state.last_exit.clone(),
+            problem: None,
+        });
+        let uid = wanted.spec.uid.clone();
+        let directory = store.path().to_owned();
+        let span = info_span!("vm", uid);
+        let host = Arc::clone(host);
+        let actor = Actor { host, store: Arc::new(store), wanted, state, commands: receiver, status: sender };
+        tokio::spawn(actor.run().instrument(span));
+        Ok(Self { uid, directory, commands, status })
+    }
+
+    /// The spec's `uid`.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// Wants it to run: also after its policy gave up, or in the middle of a delay.
+    ///
+    /// # Errors
+    /// If that cannot be written down, or the instance is deleted.
+    pub async fn start(&self) -> Result<()> {
+        self.want(Goal::Run).await
+    }
+
+    /// Wants it to be stopped, in good order: by its power button, and by force after its grace.
+    ///
+    /// # Errors
+    /// If that cannot be written down, or the instance is deleted.
+    pub async fn stop(&self) -> Result<()> {
+        self.want(Goal::Stop).await
+    }
+
+    /// Wants it to be gone, with its disk and its logs, after it is stopped in good order. Cannot be taken back.
+    ///
+    /// # Errors
+    /// If that cannot be written down, or the instance is deleted already.
+    pub async fn delete(&self) -> Result<()> {
+        self.want(Goal::Delete).await
+    }
+
+    async fn want(&self, goal: Goal) -> Result<()> {
+        let gone = || Error::NotFound { uid: self.uid.clone() };
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command { goal, done }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// What is known of it now.
+    pub fn status(&self) -> VmStatus {
+        self.status.borrow().clone()
+    }
+
+    /// What is known of it, as it changes. Closes after [`Phase::Deleted`].
+    pub fn watch(&self) -> watch::Receiver<VmStatus> {
+        self.status.clone()
+    }
+
+    /// Its console: the last `tail` lines, or all that is kept; with `follow`, also what comes.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub async fn logs(&self, tail: Option<usize>, follow: bool) -> Result<LogReader> {
+        LogReader::open(&self.directory, tail, follow).await
+    }
+}
+
+/// Takes up every virtual machine of the host; those that cannot be are told with their reason.
+///
+/// # Errors
+/// If the directory of the instances cannot be read.
+pub fn open_all(host: &Arc<Host>) -> Result<Vec<(String, Result<Vm>)>> {
+    let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
+    let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(uids.map(|uid| (uid.clone(), Vm::open(host, &uid))).collect())
+}
+
+/// The task that owns one virtual machine.
+struct Actor {
+    host: Arc<Host>,
+    store: Arc<Store>,
+    wanted: Wanted,
+    state: State,
+    commands: mpsc::Receiver<Command>,
+    status: watch::Sender<VmStatus>,
+}
+
+/// What to do next.
+enum Step {
+    /// Find out where we are.
+    Resume,
+    /// Wait for a command.
+    Idle,
+    /// Make everything and start the monitor.
+    Start,
+    /// Watch over a machine.
+    Up(Box<dyn Running>),
+    /// Wait for a command, or this long, and then start. With what is in the way, if that is not the workload.
+    BackOff(Duration, Option<String>),
+    /// Take everything away.
+    Delete,
+    /// Nobody is left who could command.
+    Detach,
+}
+
+impl Actor {
+    async fn run(mut self) {
+        let mut step = Step::Resume;
+        loop {
+            let next = match step {
+                Step::Resume => self.resume().await,
+                Step::Idle => self.idle().await,
+                Step::Start => self.start().await,
+                Step::Up(machine) => self.up(machine).await,
+                Step::BackOff(delay, problem) => self.back_off(delay, problem).await,
+                Step::Delete => match self.delete().await {
+                    Ok(()) => return self.publish(Phase::Deleted, None),
+                    Err(error) => Err(error),
+                },
+                Step::Detach => return,
+            };
+            step = match next {
+                Ok(step) => step,
+                Err(error) => self.trouble(&error).await,
+            };
+        }
+    }
+
+    /// Looks at what runs, then at what is written, then at what is wanted.
+    async fn resume(&mut self) -> Result<Step> {
+        self.store.sweep()?;
+        if let Some(machine) = self.host.driver.adopt(&self.store).await? {
+            info!(pid = machine.pid(), "found running");
+            return Ok(Step::Up(machine));
+        }
+        if !self.state.running {
+            return Ok(self.decide());
+        }
+        // It ended while nobody looked; or it never began, if we were killed just before.
+        let mut heard = Heard::default();
+        heard.listen(Reports::new(self.store.file("reports.jsonl")).read()?);
+        if !heard.anything {
+            self.state.running = false;
+            self.save().await?;
+            return Ok(self.decide());
+        }
+        let stopped = self.wanted.goal != Goal::Run;
+        self.ended(heard.exit(), stopped).await
+    }
+
+    /// What is to be done with a machine that does not run.
+    fn decide(&self) -> Step {
+        match self.wanted.goal {
+            Goal::Delete => Step::Delete,
+            Goal::Run if !self.state.finished => Step::Start,
+            Goal::Run | Goal::Stop => Step::Idle,
+        }
+    }
+
+    async fn idle(&mut self) -> Result<Step> {
+        let failed = self.state.finished && !self.state.last_exit.as_ref().is_some_and(Exit::is_success);
+        self.publish(if failed { Phase::Failed } else { Phase::Stopped }, None);
+        match self.commands.recv().await {
+            Some(command) => {
+                self.obey(command).await;
+                Ok(self.decide())
+            }
+            None => Ok(Step::Detach),
+        }
+    }
+
+    async fn back_off(&mut self, delay: Duration, problem: Option<String>) -> Result<Step> {
+        self.publish(Phase::BackOff, None);
+        self.status.send_modify(|status| status.problem = problem);
+        tokio::select! {
+            () = sleep(delay) => Ok(self.decide()),
+            command = self.commands.recv() => match command {
+                Some(command) => {
+                    self.obey(command).await;
+                    Ok(self.decide())
+                }
+                None => Ok(Step::Detach),
+            },
+        }
+    }
+
+    /// A failure of ours, not of the guest: it is told, and after a while everything is looked at anew.
+    async fn trouble(&mut self, error: &Error) -> Step {
+        warn!(error = error as &dyn std::error::Error, "trying again in {} s", TRY_AGAIN.as_secs());
+        let problem = Some(chain(error));
+        self.status.send_modify(|status| status.problem = problem);
+        tokio::select! {
+            () = sleep(TRY_AGAIN) => Step::Resume,
+            command = self.commands.recv() => match command {
+                Some(command) => {
+                    self.obey(command).await;
+                    Step::Resume
+                }
+                None => Step::Detach,
+            },
+        }
+    }
+
+    async fn start(&mut self) -> Result<Step> {
+        self.publish(Phase::Starting, None);
+        match self.bring_up().await {
+            Ok(machine) => {
+                info!(pid = machine.pid(), "started");
+                Ok(Step::Up(machine))
+            }
+            Err(error) => {
+                // Not the workload's failure, so not its policy's business: what is missing (a bridge, an image) may
+                // come.
+                warn!(error = &error as &dyn std::error::Error, "not started");
+                self.state.running = false;
+                self.state.failures = self.state.failures.saturating_add(1);
+                self.save().await?;
+                Ok(Step::BackOff(delay(self.state.failures), Some(chain(&error))))
+            }
+        }
+    }
+
+    /// Every part is made only if it is not there, so this may be cut short anywhere and begun again.
+    async fn bring_up(&mut self) -> Result<Box<dyn Running>> {
+        let spec = &self.wanted.spec;
+        disk::ensure_overlay(&spec.base, &self.store.file("root.qcow2"), spec.disk_mib).await?;
+        disk::write_config(&self.store.file("config.raw"), &spec.guest)?;
+        let mut taps = Vec::new();
+        for (index, nic) in spec.nics.iter().enumerate() {
+            taps.push((self.host.network.ensure_tap(&spec.uid, index, &nic.bridge).await?, nic.mac));
+        }
+        let machine = Machine {
+            name: spec.uid.clone(),
+            accelerator: self.host.accelerator,
+            kernel: self.host.kernel.clone(),
+            initramfs: self.host.initramfs.clone(),
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            disks: true,
+            taps,
+        };
+        // Cleared before the run is written down: reports that are there then belong to it.
+        Reports::clear(&self.store.file("reports.jsonl"))?;
+        self.state.running = true;
+        self.state.started_at = Some(now());
+        self.save().await?;
+        self.host.driver.start(&self.store, &machine).await
+    }
+
+    /// Starting, Running and Stopping: which of them it is, is for the guest's reports and the goal to say.
+    async fn up(&mut self, machine: Box<dyn Running>) -> Result<Step> {
+        let mut watch = DirectoryWatch::new(self.store.path())?;
+        let mut reports = Reports::new(self.store.file("reports.jsonl"));
+        let mut heard = Heard::default();
+        // While Stopping: when to press again, and when to lose patience.
+        let mut stopping: Option<(Instant, Instant)> = None;
+        loop {
+            heard.listen(reports.read()?);
+            if rotate::is_due(self.store.path(), rotate::LIMIT) {
+                rotate::shift(self.store.path())?;
+                machine.reopen_console().await?;
+            }
+            let now = Instant::now();
+            if self.wanted.goal != Goal::Run && stopping.is_none() {
+                let grace = Duration::from_secs(self.wanted.spec.guest.grace_seconds.into());
+                stopping = Some((now, now + grace + GRACE_MARGIN));
+            }
+            let phase = match stopping {
+                Some(_) => Phase::Stopping,
+                None if heard.started => Phase::Running,
+                None => Phase::Starting,
+            };
+            self.publish(phase, Some(machine.pid()));
+            let (press, patience) = stopping.unwrap_or((now, now));
+            tokio::select! {
+                ended = machine.wait() => {
+                    ended?;
+                    heard.listen(reports.read()?);
+                    return self.ended(heard.exit(), stopping.is_some()).await;
+                }
+                changed = watch.changed() => changed?,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => return Ok(Step::Detach),
+                },
+                () = sleep_until(press), if stopping.is_some() && !heard.stopping => {
+                    if let Err(error) = machine.powerdown().await {
+                        warn!(error = &error as &dyn std::error::Error, "the power button does not work");
+                    }
+                    stopping = Some((Instant::now() + PRESS_AGAIN, patience));
+                }
+                () = sleep_until(patience), if stopping.is_some() => {
+                    warn!("did not stop in time; killed");
+                    machine.kill()?;
+                    stopping = Some((press, Instant::now() + GRACE_MARGIN));
+                }
+            }
+        }
+    }
+
+    /// Accounts for the end of a run. `stopped` if it was wanted: then the policy has no say.
+    async fn ended(&mut self, exit: Exit, stopped: bool) -> Result<Step> {
+        info!(?exit, stopped, "ended");
+        let restarts = !stopped && self.wanted.spec.restart.restarts(exit.is_success());
+        let lasted = self.state.started_at.map_or(0, |start| now().saturating_sub(start));
+        let state = &mut self.state;
+        state.running = false;
+        state.finished = !stopped && !restarts;
+        state.last_exit = Some(exit);
+        if restarts {
+            state.failures = if lasted >= HEALTHY.as_secs() { 1 } else { state.failures.saturating_add(1) };
+            state.restarts = state.restarts.saturating_add(1);
+        } else {
+            state.failures = 0;
+        }
+        let pause = delay(state.failures);
+        self.save().await?;
+        Ok(if restarts { Step::BackOff(pause, None) } else { self.decide() })
+    }
+
+    async fn delete(&mut self) -> Result<()> {
+        self.host.network.delete_taps(&self.wanted.spec.uid).await?;
+        self.store.remove()
+    }
+
+    /// Writes down what is wanted, then acknowledges. A deletion is final.
+    async fn obey(&mut self, command: Command) {
+        let goal = if self.wanted.goal == Goal::Delete { Goal::Delete } else { command.goal };
+        let wanted = Wanted { goal, ..self.wanted.clone() };
+        let mut state = self.state.clone();
+        if goal == Goal::Run {
+            state.finished = false;
+            state.failures = 0;
+        }
+        let written = self.write(Some(wanted.clone()), state.clone()).await;
+        if written.is_ok() {
+            self.wanted = wanted;
+            self.state = state;
+        }
+        // Whoever asked may have gone; what is wanted stays wanted.
+        let _ = command.done.send(written);
+    }
+
+    async fn save(&self) -> Result<()> {
+        self.write(None, self.state.clone()).await
+    }
+
+    /// The state first: with an old goal it changes nothing.
+    async fn write(&self, wanted: Option<Wanted>, state: State) -> Result<()> {
+        let store = Arc::clone(&self.store);
+        let write = move || {
+            store.set_state(&state)?;
+            wanted.map_or(Ok(()), |wanted| store.set_wanted(&wanted))
+        };
+        tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| {
+            Err(Error::System { action: "write the instance's state", source: std::io::Error::other(error) })
+        })
+    }
+
+    fn publish(&self, phase: Phase, pid: Option<u32>) {
+        let next = VmStatus {
+            phase,
+            pid,
+            restarts: self.state.restarts,
+            started_at: self.state.started_at,
+            last_exit: self.state.last_exit.clone(),
+            problem: None,
+        };
+        self.status.send_if_modified(|status| {
+            let changed = *status != next;
+            *status = next;
+            changed
+        });
+    }
+}
+
+/// What a guest has said of its run. However much it says, this stays small.
+#[derive(Debug, Default)]
+struct Heard {
+    anything: bool,
+    started: bool,
+    stopping: bool,
+    exit: Option<Exit>,
+}
+
+impl Heard {
+    fn listen(&mut self, reports: Vec<Report>) {
+        for report in reports {
+            self.anything = true;
+            match report {
+                Report::Booting => {}
+                Report::Started { .. } => self.started = true,
+                Report::Stopping => self.stopping = true,
+                Report::Exited { code, signal } => self.exit = Some(Exit { code, signal, reason: None }),
+                Report::Failed { reason } => self.exit = Some(Exit { reason: Some(reason), ..Exit::default() }),
+            }
+        }
+    }
+
+    /// How it ended, once it has.
+    fn exit(self) -> Exit {
+        self.exit.unwrap_or_else(|| Exit {
+            reason: Some("the virtual machine ended, and its guest did not say why; its console may".into()),
+            ..Exit::default()
+        })
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_last_word_is_its_exit() {
+        let mut heard = Heard::default();
+        heard.listen(vec![Report::Booting, Report::Started { pid: 2 }, Report::Exited { code: Some(3), signal: None }]);
+        assert_eq!(heard.exit().code, Some(3));
+    }
+
+    #[test]
+    fn a_guest_that_says_nothing_has_not_succeeded() {
+        assert!(!Heard::default().exit().is_success());
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_once_each() {
+        let error = file("open", "/x")(std::io::Error::other("broken"));
+        assert_eq!(chain(&error), "cannot open /x: broken");
+    }
+}

@@ -1,0 +1,80 @@
+//! The life of a virtual machine, as its owner sees it.
+
+mod common;
+
+use common::{console, greeting, lives, reaches, story};
+use vmm_service::{Phase, RestartPolicy, Vm};
+
+#[test]
+fn a_machine_boots_answers_stops_in_good_order_and_leaves_nothing() {
+    story(|stage| async move {
+        let vm = Vm::ensure(&stage.host, stage.hello()).unwrap();
+        let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
+        assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
+        assert!(console(&vm).await.contains("hello: listening on"));
+
+        vm.stop().await.unwrap();
+        let status = reaches(&vm, Phase::Stopped).await;
+        assert_eq!(status.last_exit.unwrap().signal, Some(15), "it was asked, not switched off");
+        assert!(!lives(pid));
+
+        // Stopped is not gone: it keeps its disk, its address and its log.
+        vm.start().await.unwrap();
+        reaches(&vm, Phase::Running).await;
+        assert!(greeting(&stage, 2).await.ends_with("Hello from greeter!\n"));
+
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
+        assert!(!stage.instance().exists());
+        assert_eq!(stage.host.network.taps().await.unwrap(), []);
+        assert!(vm.start().await.is_err(), "deleted is for ever");
+    });
+}
+
+#[test]
+fn a_workload_that_fails_is_told_with_its_exit_code_and_tried_again_while_the_policy_says_so() {
+    story(|stage| async move {
+        let mut spec = stage.hello();
+        spec.guest.env.insert("PORT".into(), "none".into());
+        spec.restart = RestartPolicy::OnFailure;
+        let vm = Vm::ensure(&stage.host, spec).unwrap();
+
+        let status = reaches(&vm, Phase::BackOff).await;
+        assert_eq!(status.last_exit.unwrap().code, Some(1));
+        assert!(console(&vm).await.contains("PORT=\"none\" is no port"));
+        reaches(&vm, Phase::Starting).await;
+        assert_eq!(vm.status().restarts, 1);
+
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
+    });
+}
+
+#[test]
+fn a_machine_whose_workload_cannot_start_says_why() {
+    story(|stage| async move {
+        let mut spec = stage.hello();
+        spec.guest.user = "nobody".into();
+        let vm = Vm::ensure(&stage.host, spec).unwrap();
+        let reason = reaches(&vm, Phase::Failed).await.last_exit.unwrap().reason.unwrap();
+        assert!(reason.contains("/etc/passwd has no user \"nobody\""), "{reason}");
+    });
+}
+
+#[test]
+fn a_machine_that_cannot_be_made_yet_says_why_and_is_made_once_it_can() {
+    story(|stage| async move {
+        let mut spec = stage.hello();
+        spec.nics[0].bridge = "br-late".into();
+        let vm = Vm::ensure(&stage.host, spec).unwrap();
+        let mut watch = vm.watch();
+        let status = watch.wait_for(|status| status.problem.is_some()).await.unwrap().clone();
+        assert_eq!(status.phase, Phase::BackOff);
+        assert_eq!(status.problem.unwrap(), "there is no bridge br-late; create it first");
+
+        stage.host.network.ensure_bridge("br-late", &[]).await.unwrap();
+        reaches(&vm, Phase::Running).await;
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
+    });
+}
