@@ -1,2 +1,3 @@
 //! x
+pub mod context;
 pub mod formfile;
