@@ -121,3 +121,6 @@ pub enum ServerError {
         source: io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

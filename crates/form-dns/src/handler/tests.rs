@@ -1,9 +1,13 @@
+use std::sync::LazyLock;
+
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RData};
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{cluster, name};
+
+static HANDLER: LazyLock<Handler> = LazyLock::new(|| Handler::new(cluster()));
 
 fn source() -> SocketAddr {
     "192.0.2.7:4242".parse().unwrap()
@@ -24,7 +28,7 @@ fn with_edns(mut message: Message, size: u16) -> Message {
 }
 
 fn raw(message: &Message, protocol: Protocol) -> Vec<u8> {
-    Handler::new(cluster()).respond(&message.to_vec().unwrap(), source(), protocol).unwrap()
+    HANDLER.respond(&message.to_vec().unwrap(), source(), protocol).unwrap()
 }
 
 fn ask(message: &Message) -> Message {
@@ -112,7 +116,8 @@ fn rfc6891_6_1_3_an_unknown_version_is_badvers() {
     let mut message = with_edns(question("hello.default.formation.internal.", RecordType::A), 1400);
     message.edns.as_mut().unwrap().set_version(1);
     let answer = ask(&message);
-    assert_eq!(answer.metadata.response_code, ResponseCode::BADVERS);
+    // 16 is BADVERS in an OPT and BADSIG in a TSIG; hickory reads it as the latter.
+    assert_eq!(u16::from(answer.metadata.response_code), 16);
     assert!(answer.answers.is_empty() && !answer.metadata.authoritative);
 }
 
@@ -172,11 +177,10 @@ fn rfc9619_3_a_query_without_exactly_one_question_is_a_format_error() {
 
 #[test]
 fn responses_and_fragments_of_a_header_get_no_answer() {
-    let handler = Handler::new(cluster());
     let mut message = question("example.org.", RecordType::SOA);
     message.metadata.message_type = MessageType::Response;
-    assert_eq!(handler.respond(&message.to_vec().unwrap(), source(), Protocol::Udp), None);
-    assert_eq!(handler.respond(&[0; 11], source(), Protocol::Udp), None);
+    assert_eq!(HANDLER.respond(&message.to_vec().unwrap(), source(), Protocol::Udp), None);
+    assert_eq!(HANDLER.respond(&[0; 11], source(), Protocol::Udp), None);
 }
 
 proptest! {
@@ -187,7 +191,6 @@ proptest! {
         damage in proptest::collection::vec((0_usize..60, any::<u8>()), 0..6),
         cut in 0_usize..80,
     ) {
-        let handler = Handler::new(cluster());
         let mut bytes = with_edns(question("www.example.org.", RecordType::A), 1400).to_vec().unwrap();
         for (at, byte) in damage {
             if let Some(old) = bytes.get_mut(at) {
@@ -195,7 +198,7 @@ proptest! {
             }
         }
         bytes.truncate(cut.max(1));
-        if let Some(answer) = handler.respond(&bytes, source(), Protocol::Udp) {
+        if let Some(answer) = HANDLER.respond(&bytes, source(), Protocol::Udp) {
             prop_assert!(answer.len() <= usize::from(MAX_UDP_ANSWER));
             prop_assert_eq!(&answer[..2], &bytes[..2]);
         }
