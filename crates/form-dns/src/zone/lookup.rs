@@ -1,0 +1,191 @@
+use hickory_proto::rr::rdata::HINFO;
+use hickory_proto::rr::{LowerName, Name, RData, Record, RecordType};
+
+use super::node::Node;
+use super::{Snapshot, Zone, absolute, key};
+
+/// What one of our zones says to a question.
+///
+/// | found | `exists` | `answers` | `authorities` |
+/// | --- | --- | --- | --- |
+/// | records | true | they, after the aliases that lead to them | - |
+/// | the name, not the type (NODATA) | true | aliases, if any | SOA |
+/// | no such name (NXDOMAIN) | false | aliases, if any | SOA |
+/// | a name that another server is asked for | true | aliases, if any | NS, and not authoritative |
+/// | an alias that leads out of our zones | true | aliases | - |
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answer {
+    /// Whether the name exists: the last one, if there were aliases (RFC 6604, section 3).
+    pub exists: bool,
+    /// Whether the first of the names belongs to us, and not to a server that we refer to.
+    pub authoritative: bool,
+    /// The answer section.
+    pub answers: Vec<Record>,
+    /// The authority section.
+    pub authorities: Vec<Record>,
+    /// The additional section: addresses of the names in the others, as far as they are ours.
+    pub additionals: Vec<Record>,
+}
+
+pub(super) fn lookup(snapshot: &Snapshot, name: &Name, rtype: RecordType) -> Option<Answer> {
+    let mut answer = Answer { exists: true, authoritative: true, ..Answer::default() };
+    let mut name = absolute(name.clone());
+    for hop in 0..=MAX_ALIASES {
+        let lower = key(&name);
+        let Some((origin, zone)) = snapshot.zone_of(&lower) else {
+            // The first name must be ours; where an alias leads out of our zones, the client asks on.
+            return if hop == 0 { None } else { Some(answer) };
+        };
+        match find(snapshot, &lower, &origin) {
+            Found::Apex => {
+                let records = apex(zone, rtype).or_else(|| own(snapshot.names.get(&lower)?, &name, rtype));
+                match records {
+                    Some(records) => answer.answers.extend(records),
+                    None => answer.authorities.push(negative(zone)),
+                }
+            }
+            Found::Node(node) => match own(node, &name, rtype) {
+                Some(records) => answer.answers.extend(records),
+                None => match node.get(RecordType::CNAME).and_then(<[Record]>::first) {
+                    Some(alias) => {
+                        answer.answers.push(named(alias, &name));
+                        if let RData::CNAME(target) = &alias.data {
+                            name = absolute(target.0.clone());
+                            continue;
+                        }
+                    }
+                    None => answer.authorities.push(negative(zone)),
+                },
+            },
+            Found::Empty => answer.authorities.push(negative(zone)),
+            Found::Nothing => {
+                answer.exists = false;
+                answer.authorities.push(negative(zone));
+            }
+            Found::Referral(ns) => {
+                answer.authoritative = hop > 0;
+                answer.authorities.extend(ns.iter().cloned());
+            }
+        }
+        break;
+    }
+    answer.additionals = additionals(snapshot, answer.answers.iter().chain(&answer.authorities));
+    Some(answer)
+}
+
+/// Aliases that are followed; a longer chain is cut there, and a loop with it.
+const MAX_ALIASES: usize = 8;
+/// Names whose addresses are added to an answer: it is a courtesy, and must stay a cheap one.
+const MAX_ADDITIONAL_NAMES: usize = 8;
+
+enum Found<'s> {
+    Apex,
+    Node(&'s Node),
+    /// The name exists, since there are names below it (RFC 8020), and has no records.
+    Empty,
+    Nothing,
+    Referral(&'s [Record]),
+}
+
+/// RFC 1034, section 4.3.2, step 3, inside the zone `origin`, which is the deepest at or above `name`.
+fn find<'s>(snapshot: &'s Snapshot, name: &LowerName, origin: &LowerName) -> Found<'s> {
+    if name == origin {
+        return Found::Apex;
+    }
+    // A server that we refer to is asked for all that is below its name. The topmost wins.
+    let mut cut = None;
+    let mut closest = None;
+    let mut at = name.clone();
+    while at != *origin {
+        let node = snapshot.names.get(&at);
+        cut = node.and_then(|node| node.get(RecordType::NS)).or(cut);
+        if closest.is_none() && (node.is_some() || has_below(snapshot, &at)) {
+            closest = Some((at.clone(), node));
+        }
+        at = at.base_name();
+    }
+    if let Some(ns) = cut {
+        return Found::Referral(ns);
+    }
+    match closest {
+        Some((encloser, node)) if encloser == *name => node.map_or(Found::Empty, |node| Found::Node(node)),
+        // RFC 4592, section 3.3.1: only the closest encloser's wildcard counts, not that of a name further up.
+        closest => {
+            let encloser = closest.map_or_else(|| origin.clone(), |(encloser, _)| encloser);
+            let wildcard = Name::from(&encloser).prepend_label("*").map(|name| key(&name));
+            match wildcard.ok().map(|wildcard| (snapshot.names.get(&wildcard), has_below(snapshot, &wildcard))) {
+                Some((Some(node), _)) => Found::Node(node),
+                // RFC 4592, section 2.2.2: an empty wildcard still is one.
+                Some((None, true)) => Found::Empty,
+                _ => Found::Nothing,
+            }
+        }
+    }
+}
+
+/// Whether any name is below `name`. In canonical order, it would follow at once.
+fn has_below(snapshot: &Snapshot, name: &LowerName) -> bool {
+    let is_below = |other: Option<&LowerName>| other.is_some_and(|other| other != name && name.zone_of(other));
+    let after = (std::ops::Bound::Excluded(name), std::ops::Bound::Unbounded);
+    is_below(snapshot.names.range(after).next().map(|(name, _)| name))
+        || is_below(snapshot.zones.range(after).next().map(|(name, _)| name))
+}
+
+/// The records of a node that answer `rtype`, with the spelling of the question.
+fn own(node: &Node, name: &Name, rtype: RecordType) -> Option<Vec<Record>> {
+    if rtype == RecordType::ANY {
+        return Some(vec![minimal(name, node.ttl())]);
+    }
+    node.get(rtype).map(|records| records.iter().map(|record| named(record, name)).collect())
+}
+
+fn apex(zone: &Zone, rtype: RecordType) -> Option<Vec<Record>> {
+    match rtype {
+        RecordType::SOA => Some(vec![zone.soa.clone().into_record_of_rdata()]),
+        RecordType::NS => Some(zone.ns.clone()),
+        RecordType::ANY => Some(vec![minimal(&zone.soa.name, zone.soa.ttl)]),
+        _ => None,
+    }
+}
+
+/// RFC 8482, section 4.2: ANY is answered with as little as possible.
+fn minimal(name: &Name, ttl: u32) -> Record {
+    Record::from_rdata(name.clone(), ttl, RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())))
+}
+
+fn named(record: &Record, name: &Name) -> Record {
+    Record::from_rdata(name.clone(), record.ttl, record.data.clone())
+}
+
+/// RFC 2308, sections 3 and 5: the SOA, with the lesser of its TTL and its minimum.
+fn negative(zone: &Zone) -> Record {
+    let mut soa = zone.soa.clone();
+    soa.ttl = soa.ttl.min(soa.data.minimum);
+    soa.into_record_of_rdata()
+}
+
+/// RFC 1034, section 4.3.2, step 6; RFC 2782: addresses of what the records point to.
+fn additionals<'r>(snapshot: &Snapshot, records: impl Iterator<Item = &'r Record>) -> Vec<Record> {
+    let mut targets: Vec<&Name> = Vec::new();
+    for record in records {
+        let target = match &record.data {
+            RData::MX(mx) => &mx.exchange,
+            RData::SRV(srv) => &srv.target,
+            RData::NS(ns) => &ns.0,
+            _ => continue,
+        };
+        if targets.len() < MAX_ADDITIONAL_NAMES && !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    let mut additionals = Vec::new();
+    for target in targets {
+        let lower = key(target);
+        // Glue below a referral is not ours to answer with, but is what the referral needs.
+        let Some(node) = snapshot.zone_of(&lower).and_then(|_| snapshot.names.get(&lower)) else { continue };
+        for rtype in [RecordType::A, RecordType::AAAA] {
+            additionals.extend(node.get(rtype).unwrap_or_default().iter().map(|record| named(record, target)));
+        }
+    }
+    additionals
+}

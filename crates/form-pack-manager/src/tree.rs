@@ -1,0 +1,148 @@
+//! The file system of a package: what the steps of a Formfile make of a build context.
+//!
+//! `COPY` follows Docker's rules: of a directory the contents are copied; a file goes into a destination that ends in
+//! `/` or is a directory, and else becomes it; parents are made. Where these rules would silently replace a directory
+//! by a file, or follow a symbolic link, the step is refused.
+
+use std::collections::BTreeMap;
+
+use crate::context::{Context, Node};
+use crate::formfile::Step;
+
+/// Files, directories and links by path: relative, normalised, parents before what is in them. All belong to root.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tree {
+    nodes: BTreeMap<String, Node>,
+}
+
+impl Tree {
+    /// Takes the steps one by one. Contents stay in `context`, which the tree must be read with.
+    pub fn assemble(steps: &[Step], context: &Context) -> Result<Self, CopyError> {
+        let mut tree = Self::default();
+        for step in steps {
+            match step {
+                // A WORKDIR is not worth a line of its own in an error: COPY into it is what fails first.
+                Step::Workdir(path) => tree.make_directory(relative(path)).map_err(|what| what.at_line(None))?,
+                Step::Copy { sources, destination, into_directory, line } => {
+                    for source in sources {
+                        let copied = tree.copy(context, source, relative(destination), *into_directory);
+                        copied.map_err(|what| what.at_line(Some(*line)))?;
+                    }
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    /// All entries, parents before what is in them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
+    }
+
+    /// The entry at the absolute, normalised `path`; of links on the way, none is followed.
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        match relative(path) {
+            "" => Some(&Node::Directory),
+            path => self.nodes.get(path),
+        }
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    fn copy(&mut self, context: &Context, source: &str, to: &str, into_directory: bool) -> Result<(), What> {
+        match context.get(source) {
+            None => Err(What::Missing(source.to_owned())),
+            Some(Node::Symlink { .. }) => Err(What::Link(source.to_owned())),
+            Some(Node::Directory) => {
+                self.make_directory(to)?;
+                for (name, node) in context.below(source) {
+                    self.place(join(to, name), node)?;
+                }
+                Ok(())
+            }
+            Some(file) => {
+                let name = source.rsplit('/').next().unwrap_or(source);
+                let is_directory = to.is_empty() || matches!(self.nodes.get(to), Some(Node::Directory));
+                let path = if into_directory || is_directory { join(to, name) } else { to.to_owned() };
+                self.place(path, file)
+            }
+        }
+    }
+
+    fn place(&mut self, path: String, node: &Node) -> Result<(), What> {
+        if let Node::Directory = node {
+            return self.make_directory(&path);
+        }
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.make_directory(parent)?;
+        }
+        if let Some(Node::Directory) = self.nodes.get(&path) {
+            return Err(What::Replaces(path));
+        }
+        self.nodes.insert(path, node.clone());
+        Ok(())
+    }
+
+    /// Makes the directory `path` and its parents.
+    fn make_directory(&mut self, path: &str) -> Result<(), What> {
+        // Parents of what is there are there, too; most often the last one is, and nothing else needs a look.
+        if path.is_empty() || matches!(self.nodes.get(path), Some(Node::Directory)) {
+            return Ok(());
+        }
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        for part in ends.filter_map(|end| path.get(..end)) {
+            match self.nodes.get(part) {
+                None => drop(self.nodes.insert(part.to_owned(), Node::Directory)),
+                Some(Node::Directory) => {}
+                Some(_) => return Err(What::Blocked(part.to_owned())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a step cannot be taken. Displays with the line of the Formfile.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{what}", line.map_or("".to_owned(), |line| format!("line {line}: ")))]
+pub struct CopyError {
+    /// Line of the Formfile, from 1; unknown for `WORKDIR`.
+    pub line: Option<usize>,
+    what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum What {
+    #[error("`{0}` is not in the build context; check its spelling, and that the context is the right directory")]
+    Missing(String),
+    #[error("`{0}` is a symbolic link; COPY what it points to, or the directory that holds it")]
+    Link(String),
+    #[error("`/{0}` is a file or a symbolic link in the package already, so nothing can be put below it")]
+    Blocked(String),
+    #[error("`/{0}` is a directory in the package already; a file cannot take its place")]
+    Replaces(String),
+}
+
+impl What {
+    fn at_line(self, line: Option<usize>) -> CopyError {
+        CopyError { line, what: self }
+    }
+}
+
+fn relative(path: &str) -> &str {
+    path.strip_prefix('/').unwrap_or(path)
+}
+
+fn join(directory: &str, name: &str) -> String {
+    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+}
+
+#[cfg(test)]
+mod tests;
