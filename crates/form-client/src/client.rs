@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use form_service::Identity;
+use form_service::{Identity, Problem};
 use form_types::v1::state_client::StateClient;
 use form_types::v1::{
     ApplyRequest, AuthenticateRequest, Change, CreateRequest, DeleteRequest, FinalizeRequest, GetRequest,
@@ -13,6 +13,7 @@ use form_types::v1::{
 };
 use form_types::{Kind, Meta, Object, event, kinds};
 use futures::{Stream, StreamExt as _};
+use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
@@ -196,6 +197,26 @@ impl Client {
         let project = Some(found.project).filter(|project| !project.is_empty());
         let access = if found.role == "viewer" { Access::Read } else { Access::Write };
         Ok(Caller { subject: found.subject, project, access })
+    }
+}
+
+impl Client {
+    /// Whether whoever sent these headers may do `access` in `project`: for services that people call to move bytes.
+    pub async fn authorize(&self, headers: &HeaderMap, access: Access, project: &str) -> Result<Caller, Problem> {
+        let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = header.and_then(|value| value.strip_prefix("Bearer "));
+        let token = token.ok_or_else(|| Problem::unauthenticated("show a token: Authorization: Bearer TOKEN"))?;
+        let caller = self.authenticate(token).await.map_err(|error| match error {
+            Error::Unauthenticated(text) => Problem::unauthenticated(text),
+            error => {
+                tracing::warn!(error = form_service::run::chain(&error), "a token could not be judged");
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "who you are cannot be asked now; try again")
+            }
+        })?;
+        if !caller.may(access, project) {
+            return Err(Problem::forbidden(format!("token {} may not do this in project {project}", caller.subject)));
+        }
+        Ok(caller)
     }
 }
 

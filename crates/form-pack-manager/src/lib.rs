@@ -7,15 +7,22 @@
 //! ```
 //!
 //! [`builder::build`] is the way through all of it. The same input gives the same bytes, hence the same digests.
-//! Everything here blocks; the service calls it from threads that may.
+//! All of that blocks; [`run`], the service around it, calls it from threads that may.
 
+mod api;
 pub mod builder;
+mod builds;
+mod config;
 pub mod context;
 pub mod formfile;
 pub mod layer;
 pub mod rootfs;
+mod service;
 pub mod store;
 pub mod tree;
+
+pub use config::Config;
+pub use service::{RunError, run};
 
 #[cfg(test)]
 mod testing;

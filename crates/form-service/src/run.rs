@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Live, Sources};
 use crate::logs::LogHandle;
+use crate::identity::IdentityError;
 use crate::{Health, Identity, listener, logs};
 
 /// What a service is run with.
@@ -40,21 +41,40 @@ where
         set: matches.get_many::<String>("set").unwrap_or_default().cloned().collect(),
     };
     if matches.get_flag("check-config") {
-        return match sources.table::<C>() {
-            Ok(table) => {
-                say(&table);
-                ExitCode::SUCCESS
-            }
-            Err(error) => fail(C::SERVICE, &error, 2),
-        };
+        return check_config::<C>(&sources);
     }
+    start(sources, |config: &C| Identity::load(config.identity_dir()), run)
+}
+
+/// Prints each key with where its value came from.
+pub fn check_config<C: Config>(sources: &Sources) -> ExitCode {
+    match sources.table::<C>() {
+        Ok(table) => {
+            say(&table);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(C::SERVICE, &error, 2),
+    }
+}
+
+/// As [`main`], with flags that were read already, and an identity from wherever it comes.
+pub fn start<C, E, F>(
+    sources: Sources,
+    identity: impl FnOnce(&C) -> Result<Identity, IdentityError>,
+    run: impl FnOnce(Context<C>) -> F,
+) -> ExitCode
+where
+    C: Config,
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<(), E>>,
+{
     let config: C = match sources.load() {
         Ok(config) => config,
         Err(error) => return fail(C::SERVICE, &error, 2),
     };
     init_process();
     let log = logs::init(config.log());
-    let identity = match Identity::load(config.identity_dir()) {
+    let identity = match identity(&config) {
         Ok(identity) => identity,
         Err(error) => return fail(C::SERVICE, &error, 2),
     };

@@ -83,10 +83,14 @@ impl Identity {
         let allowed = match self {
             Identity::Service { name, .. } => service_may(name, verb, kind),
             Identity::Person { project: Some(own), role, .. } => {
-                // Of the cluster's kinds, a project's people see their project, and its admins its tokens; which of them
-                // is judged where the resource is known.
-                let here = own == project || (kind.is_cluster_scoped() && matches!(kind.name, "Project" | "Token"));
-                here && !(kind.name == "Project" && verb != Verb::Read) && person_may(*role, verb, kind)
+                // Of the cluster's kinds, a project's people see their project and the nodes (which say where services
+                // answer), and its admins its tokens; which of them is judged where the resource is known.
+                let here = match kind.name {
+                    "Project" | "Node" => verb == Verb::Read,
+                    "Token" => true,
+                    _ => own == project,
+                };
+                here && person_may(*role, verb, kind)
             }
             Identity::Person { project: None, role, .. } => {
                 let cluster = kind.is_cluster_scoped() && !matches!(verb, Verb::Read);
@@ -188,7 +192,7 @@ mod tests {
         assert!(viewer.may(Verb::Read, kind("Instance"), "q").is_err());
         assert!(viewer.may(Verb::Read, kind("Instance"), "").is_err(), "not all projects");
         assert!(viewer.may(Verb::Read, kind("Token"), "").is_err());
-        assert!(viewer.may(Verb::Read, kind("Node"), "").is_err());
+        assert!(viewer.may(Verb::Read, kind("Node"), "").is_ok());
     }
 
     #[test]

@@ -1,0 +1,276 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// One private cloud out of a few Linux machines.
+///
+/// A first walk:
+///
+///   form up                                  # a one-node cloud on this machine, in the foreground
+///   form run examples/hello --name hello     # in another terminal: Formfile -> package -> VM -> name
+///   curl http://hello.default.formation.internal:8080/
+#[derive(Parser)]
+#[command(name = "form", version, after_long_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// The file that says where the cloud is and who you are [default: the one that `form up` wrote]
+    #[arg(long, global = true, env = "FORM_CONTEXT", value_name = "FILE")]
+    pub(crate) context: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 it failed; 2 the command or a file was wrong; 3 not found; 4 it exists already, or was changed by \
+someone else; 5 not allowed; 6 the cloud cannot be reached, or not now.";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run the whole cloud on this machine, in one process, until it is stopped
+    Up(Up),
+    /// Stop the cloud on this machine. Its machines run on, and the next `form up` finds them
+    Down(Down),
+    /// Show how the cloud is
+    Status(Output),
+    /// Say what this machine lacks, and the command that installs it
+    Doctor {
+        #[command(flatten)]
+        up: Up,
+    },
+    /// Create resources, or change them, as files say (YAML or JSON; - is standard input)
+    Apply(Apply),
+    /// Show resources
+    Get(Get),
+    /// Delete a resource
+    Delete(Delete),
+    /// Explain a kind and its fields: form explain instance.spec
+    Explain {
+        /// A kind, and fields after it with dots
+        path: String,
+    },
+    /// Build a directory with a Formfile and run it as an instance
+    Run(Run),
+    /// Show what an instance writes to its console
+    Logs(Logs),
+    /// Start, stop, restart or delete an instance
+    #[command(subcommand)]
+    Instance(Instance),
+    /// Build and look at packages
+    #[command(subcommand)]
+    Pack(Pack),
+    /// Make, list and revoke tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// Print a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// The configuration file [default: /etc/formation/form-up/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/formation]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where the guest's vmlinuz and initramfs are [default: /var/lib/formation/kernel]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) guest_dir: Option<PathBuf>,
+    /// Set one key of the configuration
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print each key with where its value came from, and exit
+    #[arg(long)]
+    pub(crate) check_config: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Down {
+    #[command(flatten)]
+    pub(crate) up: Up,
+    /// Stop the machines too, in good order; the next `form up` starts them again
+    #[arg(long)]
+    pub(crate) machines: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Args)]
+pub(crate) struct Output {
+    /// How to show it
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Args)]
+pub(crate) struct InProject {
+    /// The project
+    #[arg(short, long, env = "FORM_PROJECT", default_value = "default")]
+    pub(crate) project: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Apply {
+    /// Files; a YAML file may hold several resources, with --- between them
+    #[arg(short, long = "file", required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+}
+
+#[derive(Args)]
+pub(crate) struct Get {
+    /// A kind: instances, packages, nodes, records, ...
+    pub(crate) kind: String,
+    /// One of them; all, where it is left out
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+    /// Of all projects
+    #[arg(short = 'A', long)]
+    pub(crate) all_projects: bool,
+    /// Only those with these labels: app=web,tier!=db,debug,!old
+    #[arg(short = 'l', long, default_value = "")]
+    pub(crate) selector: String,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Then show every change, until interrupted
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Delete {
+    /// A kind: instances, packages, records, ...
+    pub(crate) kind: String,
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+    /// Do not wait until its owner has cleaned up
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Run {
+    /// A directory with a Formfile
+    pub(crate) dir: PathBuf,
+    /// The instance's name [default: the directory's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+    /// An environment variable for the workload
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// What happens when the workload ends by itself
+    #[arg(long, value_enum, default_value = "always")]
+    pub(crate) restart: Restart,
+    /// Do not wait until it runs
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+#[derive(Args)]
+pub(crate) struct Logs {
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<u32>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Instance {
+    /// Have it run
+    Start(Named),
+    /// Have it shut down in good order, and stay off
+    Stop(Named),
+    /// Have it shut down and run again
+    Restart(Named),
+    /// Have it shut down, and all of it removed
+    Delete(Named),
+}
+
+#[derive(Args)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+    /// Do not wait until it is so
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Pack {
+    /// Build a directory with a Formfile into a package
+    Build {
+        /// A directory with a Formfile
+        dir: PathBuf,
+        /// The package's name [default: the directory's]
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// List packages
+    List {
+        #[command(flatten)]
+        project: InProject,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a package whole
+    Inspect {
+        name: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print it, this once
+    Create {
+        name: String,
+        /// viewer reads; editor writes too; admin makes tokens too
+        #[arg(long, value_parser = ["viewer", "editor", "admin"])]
+        role: String,
+        /// The project that it is good for [default: all]
+        #[arg(short, long)]
+        project: Option<String>,
+        /// Who has it, for people
+        #[arg(long, default_value = "")]
+        description: String,
+        /// When it stops working: 2027-01-31T00:00:00Z [default: never]
+        #[arg(long)]
+        expires_at: Option<String>,
+    },
+    /// List tokens, without their secrets
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have a token work no longer
+    Revoke { name: String },
+}

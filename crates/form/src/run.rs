@@ -1,0 +1,122 @@
+//! From a directory with a Formfile to a package, and on to an instance that runs.
+
+use std::path::{Path, PathBuf};
+
+use form_pack_manager::context::pack_context;
+use form_types::v1::build_status::Phase as BuildPhase;
+use form_types::v1::instance_spec::Restart;
+use form_types::v1::instance_status::Phase;
+use form_types::v1::{BuildSpec, InstanceSpec};
+use form_types::{Object, kinds};
+use futures::TryStreamExt as _;
+use serde_json::Value;
+use tokio_util::io::ReaderStream;
+
+use crate::api::Api;
+use crate::error::Error;
+use crate::output::say;
+use crate::{cli, progress, verbs};
+
+pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
+    let name = name.map_or_else(|| name_of(&dir), Ok)?;
+    let digest = build(&api, &dir, &name, &project).await?;
+    say(format_args!("{name} {digest}"))
+}
+
+pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
+    let name = args.name.map_or_else(|| name_of(&args.dir), Ok)?;
+    let project = args.project.project;
+    build(&api, &args.dir, &name, &project).await?;
+
+    let mut spec = match api.get_object::<kinds::Instance>(&project, &name).await {
+        Ok(instance) => instance.spec,
+        Err(Error::Refused(problem)) if problem.status == 404 => InstanceSpec::default(),
+        Err(error) => return Err(error),
+    };
+    spec.package.clone_from(&name);
+    spec.set_restart(match args.restart {
+        cli::Restart::Always => Restart::Always,
+        cli::Restart::OnFailure => Restart::OnFailure,
+        cli::Restart::Never => Restart::Never,
+    });
+    for setting in &args.env {
+        let (key, value) =
+            setting.split_once('=').ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
+        spec.env.insert(key.to_owned(), value.to_owned());
+    }
+    let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
+    if args.no_wait {
+        return say(format_args!("instance {name} is wanted"));
+    }
+    let running = verbs::wait_until(&api, &instance, &[Phase::Running]).await?;
+    let addresses = running.status.addresses.join(", ");
+    let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
+    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.formation.internal{port}/"))
+}
+
+/// Uploads the directory, has it built, and answers with the package's digest.
+async fn build(api: &Api, dir: &Path, name: &str, project: &str) -> Result<String, Error> {
+    let context = upload(api, dir, project).await?;
+    let spec = BuildSpec { context, package: name.to_owned(), ..Default::default() };
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let build = format!("{}-{}", name.get(..54).unwrap_or(name), id.get(..8).unwrap_or(&id));
+    api.apply_object(Object::<kinds::Build>::new(project, &build, spec)).await?;
+    let bar = progress::waiting(format!("building {name}"));
+    let ended = api.wait_for(project, &build, |build: Option<&Object<kinds::Build>>| {
+        let Some(build) = build else { return Some(Err(Error::Failed("the build was deleted".to_owned()))) };
+        match build.status.phase() {
+            BuildPhase::Succeeded => Some(Ok(build.status.digest.clone())),
+            BuildPhase::Failed => Some(Err(Error::Failed(build.status.message.clone()))),
+            _ => {
+                bar.set_message(format!("building {name}: {}", build.status.step));
+                None
+            }
+        }
+    });
+    let ended = ended.await?;
+    bar.finish_and_clear();
+    ended
+}
+
+/// Sends the directory to the package store; answers with the digest of what was sent.
+async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
+    if !dir.join("Formfile").is_file() {
+        return Err(Error::Usage(format!("{}: there is no Formfile in it", dir.display())));
+    }
+    let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
+    let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
+    let url = url.ok_or_else(|| Error::Failed("no node says where its package store is; see `form status`".to_owned()))?;
+
+    // Into a file first: a directory that changes meanwhile must not break an upload in its middle.
+    let directory = dir.to_owned();
+    let packed = tokio::task::spawn_blocking(move || -> Result<std::fs::File, Error> {
+        let mut file = tempfile::tempfile().map_err(Error::file("a temporary file"))?;
+        pack_context(&directory, &mut file).map_err(|error| Error::Usage(form_service::run::chain(&error)))?;
+        std::io::Seek::rewind(&mut file).map_err(Error::file("a temporary file"))?;
+        Ok(file)
+    });
+    let file = packed.await.map_err(|error| Error::Failed(error.to_string()))??;
+    let size = file.metadata().map_err(Error::file("a temporary file"))?.len();
+
+    let bar = progress::bytes("sending the build context", size);
+    let sent = bar.clone();
+    let chunks = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
+    let body = reqwest::Body::wrap_stream(chunks.inspect_ok(move |chunk| sent.inc(chunk.len() as u64)));
+    let store = api.service("form-pack-manager", url)?;
+    let answer = store.post(&format!("/v1/projects/{project}/contexts"), body).await?;
+    bar.finish_and_clear();
+    let answer: Value = answer.json().await.map_err(|error| Error::Answer(error.to_string()))?;
+    let digest = answer.get("digest").and_then(Value::as_str);
+    digest.map(str::to_owned).ok_or_else(|| Error::Answer("the package store gave no digest".to_owned()))
+}
+
+/// The directory's own name, made a DNS label.
+fn name_of(dir: &Path) -> Result<String, Error> {
+    let full = dir.canonicalize().map_err(Error::file(dir))?;
+    let name = full.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let label: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    match label.trim_matches('-') {
+        "" => Err(Error::Usage(format!("{}: give it a name with --name", dir.display()))),
+        label => Ok(label.to_owned()),
+    }
+}
