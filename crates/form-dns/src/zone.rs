@@ -7,6 +7,7 @@
 //! name follows it at once. So whether an empty name exists is one look at its successor. A zone is only its apex: a
 //! record belongs to the deepest zone above it, and records that no zone is above of wait until one comes.
 
+mod key;
 mod lookup;
 mod node;
 mod reverse;
@@ -19,9 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use hickory_proto::rr::rdata::{NS, SOA};
-use hickory_proto::rr::{DNSClass, LowerName, Name, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rpds::RedBlackTreeMapSync;
 
+use key::Key;
 use node::Node;
 
 /// All zones and records. Cheap to share behind an `Arc`; lookups from any number of threads.
@@ -57,7 +59,7 @@ impl Zones {
 
     /// Adds the zone, or changes what it says of itself; then its serial goes on from the larger of both.
     pub fn add_zone(&self, config: ZoneConfig) -> Result<(), ZoneError> {
-        let origin = key(&config.origin);
+        let origin = Key::of(&config.origin);
         let Some(primary) = config.nameservers.first().cloned() else {
             return Err(ZoneError::NoNameserver { origin: config.origin });
         };
@@ -85,7 +87,7 @@ impl Zones {
     pub fn remove_zone(&self, origin: &Name) -> bool {
         let _writers = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.current.load_full().as_ref().clone();
-        let removed = next.zones.remove_mut(&key(origin));
+        let removed = next.zones.remove_mut(&Key::of(origin));
         self.current.store(Arc::new(next));
         removed
     }
@@ -119,7 +121,7 @@ impl Zones {
 
     /// The serial of a zone.
     pub fn serial(&self, origin: &Name) -> Option<u32> {
-        self.current.load().zones.get(&key(origin)).map(|zone| zone.soa.data.serial)
+        self.current.load().zones.get(&Key::of(origin)).map(|zone| zone.soa.data.serial)
     }
 
     /// What there is of `rtype` at `name`; `None` if no zone of ours is at or above it. See [`Answer`].
@@ -166,8 +168,8 @@ pub enum ZoneError {
 /// One state of everything.
 #[derive(Debug, Clone, Default)]
 struct Snapshot {
-    names: RedBlackTreeMapSync<LowerName, Arc<Node>>,
-    zones: RedBlackTreeMapSync<LowerName, Arc<Zone>>,
+    names: RedBlackTreeMapSync<Key, Arc<Node>>,
+    zones: RedBlackTreeMapSync<Key, Arc<Zone>>,
 }
 
 #[derive(Debug, Clone)]
@@ -179,12 +181,12 @@ struct Zone {
 impl Snapshot {
     /// The state in which `owner` has `after` instead of `before`.
     fn with(&self, owner: &str, before: &[Record], after: &[Record]) -> Result<Self, ZoneError> {
-        let mut by_name: BTreeMap<LowerName, (Vec<&Record>, Vec<&Record>)> = BTreeMap::new();
+        let mut by_name: BTreeMap<Key, (Vec<&Record>, Vec<&Record>)> = BTreeMap::new();
         for record in before {
-            by_name.entry(key(&record.name)).or_default().0.push(record);
+            by_name.entry(Key::of(&record.name)).or_default().0.push(record);
         }
         for record in after {
-            by_name.entry(key(&record.name)).or_default().1.push(record);
+            by_name.entry(Key::of(&record.name)).or_default().1.push(record);
         }
         let owner: Arc<str> = owner.into();
         let mut next = self.clone();
@@ -195,8 +197,8 @@ impl Snapshot {
             }
             let node = self.names.get(&name).map(|node| node.as_ref().clone()).unwrap_or_default();
             let node = node.with(&owner, &after)?;
-            if let Some((origin, _)) = self.zone_of(&name) {
-                touched.insert(origin);
+            if let Some((_, zone)) = self.zone_of(&name) {
+                touched.insert(Key::of(&zone.soa.name));
             }
             if node.is_empty() {
                 next.names.remove_mut(&name);
@@ -215,18 +217,9 @@ impl Snapshot {
         Ok(next)
     }
 
-    /// The deepest zone at or above `name`.
-    fn zone_of(&self, name: &LowerName) -> Option<(LowerName, &Arc<Zone>)> {
-        let mut at = name.clone();
-        loop {
-            if let Some(zone) = self.zones.get(&at) {
-                return Some((at, zone));
-            }
-            if at.is_root() {
-                return None;
-            }
-            at = at.base_name();
-        }
+    /// The deepest zone at or above `name`, and its key.
+    fn zone_of<'k>(&self, name: &'k Key) -> Option<(&'k [u8], &Arc<Zone>)> {
+        name.with_ancestors().find_map(|at| Some((at, self.zones.get(at)?)))
     }
 }
 
@@ -254,10 +247,6 @@ fn accepted(mut record: Record) -> Result<Record, ZoneError> {
 /// Whether nothing changes. The equality of records leaves out the TTL (RFC 2136, section 1.1.1).
 fn same<'r>(before: impl Iterator<Item = &'r Record>, after: impl Iterator<Item = &'r Record>) -> bool {
     before.map(|record| (record.ttl, record)).eq(after.map(|record| (record.ttl, record)))
-}
-
-fn key(name: &Name) -> LowerName {
-    LowerName::new(&absolute(name.clone()))
 }
 
 /// `a.b` and `a.b.` are two names to hickory and one to us.
