@@ -142,7 +142,7 @@ pub enum ZoneError {
         origin: Name,
     },
     /// The type cannot be owned.
-    #[error("records of type {rtype} cannot be set (at {name}); use A, AAAA, CNAME, MX, NS, PTR, SRV or TXT")]
+    #[error("records of type {rtype} cannot be set (at {name}); use A, AAAA, CAA, CNAME, MX, NS, PTR, SRV or TXT")]
     Type {
         /// Name of the record.
         name: Name,
@@ -229,6 +229,7 @@ fn accepted(mut record: Record) -> Result<Record, ZoneError> {
     match rtype {
         RecordType::A
         | RecordType::AAAA
+        | RecordType::CAA
         | RecordType::CNAME
         | RecordType::MX
         | RecordType::NS
