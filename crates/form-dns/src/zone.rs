@@ -57,30 +57,31 @@ impl Zones {
         Self::default()
     }
 
-    /// Adds the zone, or changes what it says of itself; then its serial goes on from the larger of both.
-    pub fn add_zone(&self, config: ZoneConfig) -> Result<(), ZoneError> {
+    /// Adds the zone, or changes what it says of itself; says whether that changed anything.
+    ///
+    /// The serial of a zone that is here goes on from its own or that of `config`, whichever is larger.
+    pub fn add_zone(&self, config: ZoneConfig) -> Result<bool, ZoneError> {
         let origin = Key::of(&config.origin);
-        let Some(primary) = config.nameservers.first().cloned() else {
+        if config.nameservers.is_empty() {
             return Err(ZoneError::NoNameserver { origin: config.origin });
-        };
-        // The lock is on the writers' state, which a panic elsewhere cannot have left half changed: all checks come first.
+        }
+        // Nobody panics while holding the lock, and the snapshot is whole whatever happens.
         let _writers = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.current.load_full().as_ref().clone();
-        let serial = match next.zones.get(&origin) {
-            Some(known) => config.serial.max(known.soa.data.serial.wrapping_add(1)),
-            None => config.serial,
-        };
-        let soa =
-            SOA::new(absolute(primary), absolute(config.contact), serial, 3600, 600, 604_800, config.negative_ttl);
-        let apex = absolute(config.origin);
-        let ns = |name| Record::from_rdata(apex.clone(), config.ttl, RData::NS(NS(absolute(name))));
-        let zone = Zone {
-            soa: Record::from_rdata(apex.clone(), config.ttl, soa),
-            ns: config.nameservers.into_iter().map(ns).collect(),
+        let zone = match next.zones.get(&origin) {
+            Some(known) => {
+                let serial = known.soa.data.serial;
+                let says_the_same = known.config == ZoneConfig { serial: known.config.serial, ..config.clone() };
+                if says_the_same && config.serial <= serial {
+                    return Ok(false);
+                }
+                Zone::new(ZoneConfig { serial: config.serial.max(serial.wrapping_add(1)), ..config })
+            }
+            None => Zone::new(config),
         };
         next.zones.insert_mut(origin, Arc::new(zone));
         self.current.store(Arc::new(next));
-        Ok(())
+        Ok(true)
     }
 
     /// Removes the zone; says whether it was here. Its records stay, and are served by the zone above, if there is one.
@@ -174,8 +175,21 @@ struct Snapshot {
 
 #[derive(Debug, Clone)]
 struct Zone {
+    config: ZoneConfig,
     soa: Record<SOA>,
     ns: Vec<Record>,
+}
+
+impl Zone {
+    fn new(config: ZoneConfig) -> Self {
+        let ZoneConfig { origin, nameservers, contact, serial, ttl, negative_ttl } = config.clone();
+        let origin = absolute(origin);
+        let primary = nameservers.first().cloned().unwrap_or_default();
+        // Nobody transfers our zones, so refresh, retry and expiry are only the customary ones.
+        let soa = SOA::new(absolute(primary), absolute(contact), serial, 3600, 600, 604_800, negative_ttl);
+        let ns = |name| Record::from_rdata(origin.clone(), ttl, RData::NS(NS(absolute(name))));
+        Self { ns: nameservers.into_iter().map(ns).collect(), soa: Record::from_rdata(origin, ttl, soa), config }
+    }
 }
 
 impl Snapshot {
