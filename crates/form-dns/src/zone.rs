@@ -7,6 +7,7 @@
 //! name follows it at once. So whether an empty name exists is one look at its successor. A zone is only its apex: a
 //! record belongs to the deepest zone above it, and records that no zone is above of wait until one comes.
 
+mod key;
 mod lookup;
 mod node;
 mod reverse;
@@ -19,9 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use hickory_proto::rr::rdata::{NS, SOA};
-use hickory_proto::rr::{DNSClass, LowerName, Name, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rpds::RedBlackTreeMapSync;
 
+use key::Key;
 use node::Node;
 
 /// All zones and records. Cheap to share behind an `Arc`; lookups from any number of threads.
@@ -55,37 +57,38 @@ impl Zones {
         Self::default()
     }
 
-    /// Adds the zone, or changes what it says of itself; then its serial goes on from the larger of both.
-    pub fn add_zone(&self, config: ZoneConfig) -> Result<(), ZoneError> {
-        let origin = key(&config.origin);
-        let Some(primary) = config.nameservers.first().cloned() else {
+    /// Adds the zone, or changes what it says of itself; says whether that changed anything.
+    ///
+    /// The serial of a zone that is here goes on from its own or that of `config`, whichever is larger.
+    pub fn add_zone(&self, config: ZoneConfig) -> Result<bool, ZoneError> {
+        let origin = Key::of(&config.origin);
+        if config.nameservers.is_empty() {
             return Err(ZoneError::NoNameserver { origin: config.origin });
-        };
-        // The lock is on the writers' state, which a panic elsewhere cannot have left half changed: all checks come first.
+        }
+        // Nobody panics while holding the lock, and the snapshot is whole whatever happens.
         let _writers = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.current.load_full().as_ref().clone();
-        let serial = match next.zones.get(&origin) {
-            Some(known) => config.serial.max(known.soa.data.serial.wrapping_add(1)),
-            None => config.serial,
-        };
-        let soa =
-            SOA::new(absolute(primary), absolute(config.contact), serial, 3600, 600, 604_800, config.negative_ttl);
-        let apex = absolute(config.origin);
-        let ns = |name| Record::from_rdata(apex.clone(), config.ttl, RData::NS(NS(absolute(name))));
-        let zone = Zone {
-            soa: Record::from_rdata(apex.clone(), config.ttl, soa),
-            ns: config.nameservers.into_iter().map(ns).collect(),
+        let zone = match next.zones.get(&origin) {
+            Some(known) => {
+                let serial = known.soa.data.serial;
+                let says_the_same = known.config == ZoneConfig { serial: known.config.serial, ..config.clone() };
+                if says_the_same && config.serial <= serial {
+                    return Ok(false);
+                }
+                Zone::new(ZoneConfig { serial: config.serial.max(serial.wrapping_add(1)), ..config })
+            }
+            None => Zone::new(config),
         };
         next.zones.insert_mut(origin, Arc::new(zone));
         self.current.store(Arc::new(next));
-        Ok(())
+        Ok(true)
     }
 
     /// Removes the zone; says whether it was here. Its records stay, and are served by the zone above, if there is one.
     pub fn remove_zone(&self, origin: &Name) -> bool {
         let _writers = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.current.load_full().as_ref().clone();
-        let removed = next.zones.remove_mut(&key(origin));
+        let removed = next.zones.remove_mut(&Key::of(origin));
         self.current.store(Arc::new(next));
         removed
     }
@@ -119,7 +122,7 @@ impl Zones {
 
     /// The serial of a zone.
     pub fn serial(&self, origin: &Name) -> Option<u32> {
-        self.current.load().zones.get(&key(origin)).map(|zone| zone.soa.data.serial)
+        self.current.load().zones.get(&Key::of(origin)).map(|zone| zone.soa.data.serial)
     }
 
     /// What there is of `rtype` at `name`; `None` if no zone of ours is at or above it. See [`Answer`].
@@ -140,7 +143,7 @@ pub enum ZoneError {
         origin: Name,
     },
     /// The type cannot be owned.
-    #[error("records of type {rtype} cannot be set (at {name}); use A, AAAA, CNAME, MX, NS, PTR, SRV or TXT")]
+    #[error("records of type {rtype} cannot be set (at {name}); use A, AAAA, CAA, CNAME, MX, NS, PTR, SRV or TXT")]
     Type {
         /// Name of the record.
         name: Name,
@@ -166,25 +169,38 @@ pub enum ZoneError {
 /// One state of everything.
 #[derive(Debug, Clone, Default)]
 struct Snapshot {
-    names: RedBlackTreeMapSync<LowerName, Arc<Node>>,
-    zones: RedBlackTreeMapSync<LowerName, Arc<Zone>>,
+    names: RedBlackTreeMapSync<Key, Arc<Node>>,
+    zones: RedBlackTreeMapSync<Key, Arc<Zone>>,
 }
 
 #[derive(Debug, Clone)]
 struct Zone {
+    config: ZoneConfig,
     soa: Record<SOA>,
     ns: Vec<Record>,
+}
+
+impl Zone {
+    fn new(config: ZoneConfig) -> Self {
+        let ZoneConfig { origin, nameservers, contact, serial, ttl, negative_ttl } = config.clone();
+        let origin = absolute(origin);
+        let primary = nameservers.first().cloned().unwrap_or_default();
+        // Nobody transfers our zones, so refresh, retry and expiry are only the customary ones.
+        let soa = SOA::new(absolute(primary), absolute(contact), serial, 3600, 600, 604_800, negative_ttl);
+        let ns = |name| Record::from_rdata(origin.clone(), ttl, RData::NS(NS(absolute(name))));
+        Self { ns: nameservers.into_iter().map(ns).collect(), soa: Record::from_rdata(origin, ttl, soa), config }
+    }
 }
 
 impl Snapshot {
     /// The state in which `owner` has `after` instead of `before`.
     fn with(&self, owner: &str, before: &[Record], after: &[Record]) -> Result<Self, ZoneError> {
-        let mut by_name: BTreeMap<LowerName, (Vec<&Record>, Vec<&Record>)> = BTreeMap::new();
+        let mut by_name: BTreeMap<Key, (Vec<&Record>, Vec<&Record>)> = BTreeMap::new();
         for record in before {
-            by_name.entry(key(&record.name)).or_default().0.push(record);
+            by_name.entry(Key::of(&record.name)).or_default().0.push(record);
         }
         for record in after {
-            by_name.entry(key(&record.name)).or_default().1.push(record);
+            by_name.entry(Key::of(&record.name)).or_default().1.push(record);
         }
         let owner: Arc<str> = owner.into();
         let mut next = self.clone();
@@ -195,8 +211,8 @@ impl Snapshot {
             }
             let node = self.names.get(&name).map(|node| node.as_ref().clone()).unwrap_or_default();
             let node = node.with(&owner, &after)?;
-            if let Some((origin, _)) = self.zone_of(&name) {
-                touched.insert(origin);
+            if let Some((_, zone)) = self.zone_of(&name) {
+                touched.insert(Key::of(&zone.soa.name));
             }
             if node.is_empty() {
                 next.names.remove_mut(&name);
@@ -215,18 +231,9 @@ impl Snapshot {
         Ok(next)
     }
 
-    /// The deepest zone at or above `name`.
-    fn zone_of(&self, name: &LowerName) -> Option<(LowerName, &Arc<Zone>)> {
-        let mut at = name.clone();
-        loop {
-            if let Some(zone) = self.zones.get(&at) {
-                return Some((at, zone));
-            }
-            if at.is_root() {
-                return None;
-            }
-            at = at.base_name();
-        }
+    /// The deepest zone at or above `name`, and its key.
+    fn zone_of<'k>(&self, name: &'k Key) -> Option<(&'k [u8], &Arc<Zone>)> {
+        name.with_ancestors().find_map(|at| Some((at, self.zones.get(at)?)))
     }
 }
 
@@ -236,6 +243,7 @@ fn accepted(mut record: Record) -> Result<Record, ZoneError> {
     match rtype {
         RecordType::A
         | RecordType::AAAA
+        | RecordType::CAA
         | RecordType::CNAME
         | RecordType::MX
         | RecordType::NS
@@ -254,10 +262,6 @@ fn accepted(mut record: Record) -> Result<Record, ZoneError> {
 /// Whether nothing changes. The equality of records leaves out the TTL (RFC 2136, section 1.1.1).
 fn same<'r>(before: impl Iterator<Item = &'r Record>, after: impl Iterator<Item = &'r Record>) -> bool {
     before.map(|record| (record.ttl, record)).eq(after.map(|record| (record.ttl, record)))
-}
-
-fn key(name: &Name) -> LowerName {
-    LowerName::new(&absolute(name.clone()))
 }
 
 /// `a.b` and `a.b.` are two names to hickory and one to us.

@@ -1,6 +1,6 @@
 //! From a Formfile and a build context to a package in a store.
 
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, Read};
 use std::path::Path;
 
 use form_rootfs::{RawImage, compress_rootfs};
@@ -8,7 +8,7 @@ use form_rootfs::{RawImage, compress_rootfs};
 use crate::context::{Context, Node};
 use crate::formfile::{Formfile, Machine, Port};
 use crate::layer::{config_json, manifest_json, write_layer};
-use crate::rootfs::{RootfsError, write_rootfs};
+use crate::rootfs::{RootfsError, SparseReader, write_rootfs};
 use crate::store::{BlobInfo, BlobStore, StoreError};
 use crate::tree::{CopyError, Tree};
 
@@ -140,15 +140,14 @@ fn build_rootfs(
     scratch: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(BlobInfo, RawImage), BuildError> {
-    let mut image = tempfile::tempfile_in(scratch).map_err(BuildError::Scratch)?;
+    let image = tempfile::tempfile_in(scratch).map_err(BuildError::Scratch)?;
     let mut meter = Meter::new(Phase::Rootfs, contents_of(tree), progress);
     write_rootfs(tree, context, formfile.machine.disk_mib, &image, &mut |bytes| meter.add(bytes))?;
 
-    image.rewind().map_err(BuildError::Scratch)?;
-    let size = image.metadata().map_err(BuildError::Scratch)?.len();
+    let image = SparseReader::new(image).map_err(BuildError::Scratch)?;
+    let size = image.size();
     let mut writer = store.writer()?;
-    let metered =
-        Metered { inner: BufReader::with_capacity(1 << 20, image), meter: Meter::new(Phase::Compress, size, progress) };
+    let metered = Metered { inner: image, meter: Meter::new(Phase::Compress, size, progress) };
     let raw = compress_rootfs(metered, &mut writer).map_err(BuildError::Compress)?;
     Ok((writer.commit(None)?, raw))
 }

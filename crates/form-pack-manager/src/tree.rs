@@ -87,8 +87,7 @@ impl Tree {
         if let Some(Node::Directory) = self.nodes.get(&path) {
             return Err(What::Replaces(path));
         }
-        self.nodes.insert(path, node.clone());
-        Ok(())
+        self.insert(path, node.clone())
     }
 
     /// Makes the directory `path` and its parents.
@@ -100,11 +99,20 @@ impl Tree {
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         for part in ends.filter_map(|end| path.get(..end)) {
             match self.nodes.get(part) {
-                None => drop(self.nodes.insert(part.to_owned(), Node::Directory)),
+                None => self.insert(part.to_owned(), Node::Directory)?,
                 Some(Node::Directory) => {}
                 Some(_) => return Err(What::Blocked(part.to_owned())),
             }
         }
+        Ok(())
+    }
+
+    fn insert(&mut self, path: String, node: Node) -> Result<(), What> {
+        // ext4 makes it, and mkext4 would make it twice.
+        if path == "lost+found" {
+            return Err(What::Reserved);
+        }
+        self.nodes.insert(path, node);
         Ok(())
     }
 }
@@ -128,6 +136,8 @@ enum What {
     Blocked(String),
     #[error("`/{0}` is a directory in the package already; a file cannot take its place")]
     Replaces(String),
+    #[error("`/lost+found` belongs to the file system; leave it out of the build context, or copy it elsewhere")]
+    Reserved,
 }
 
 impl What {

@@ -9,7 +9,7 @@ use crate::handler::Handler;
 pub(super) async fn serve(socket: UdpSocket, handler: Handler, stop: CancellationToken) {
     // A query is far smaller; what is longer than this is cut and then refused as broken.
     let mut buffer = vec![0; 4096];
-    loop {
+    'ready: loop {
         tokio::select! {
             () = stop.cancelled() => return,
             ready = socket.readable() => if ready.is_err() { return },
@@ -17,7 +17,7 @@ pub(super) async fn serve(socket: UdpSocket, handler: Handler, stop: Cancellatio
         for _ in 0..BURST {
             match answer_one(&socket, &handler, &mut buffer) {
                 Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue 'ready,
                 // An ICMP error for an answer sent before, or an address that has gone and may come back.
                 Err(error) => tracing::debug!(%error, "a datagram failed"),
             }

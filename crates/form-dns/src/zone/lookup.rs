@@ -1,8 +1,12 @@
-use hickory_proto::rr::rdata::HINFO;
-use hickory_proto::rr::{LowerName, Name, RData, Record, RecordType};
+use std::borrow::Borrow;
+use std::ops::Bound;
 
+use hickory_proto::rr::rdata::HINFO;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::key::Key;
 use super::node::Node;
-use super::{Snapshot, Zone, absolute, key};
+use super::{Snapshot, Zone, absolute};
 
 /// What one of our zones says to a question.
 ///
@@ -31,14 +35,14 @@ pub(super) fn lookup(snapshot: &Snapshot, name: &Name, rtype: RecordType) -> Opt
     let mut answer = Answer { exists: true, authoritative: true, ..Answer::default() };
     let mut name = absolute(name.clone());
     for hop in 0..=MAX_ALIASES {
-        let lower = key(&name);
-        let Some((origin, zone)) = snapshot.zone_of(&lower) else {
+        let key = Key::of(&name);
+        let Some((origin, zone)) = snapshot.zone_of(&key) else {
             // The first name must be ours; where an alias leads out of our zones, the client asks on.
             return if hop == 0 { None } else { Some(answer) };
         };
-        match find(snapshot, &lower, &origin) {
+        match find(snapshot, &key, origin) {
             Found::Apex => {
-                let records = apex(zone, rtype).or_else(|| own(snapshot.names.get(&lower)?, &name, rtype));
+                let records = apex(zone, rtype).or_else(|| own(snapshot.names.get(&key)?, &name, rtype));
                 match records {
                     Some(records) => answer.answers.extend(records),
                     None => answer.authorities.push(negative(zone)),
@@ -88,47 +92,43 @@ enum Found<'s> {
 }
 
 /// RFC 1034, section 4.3.2, step 3, inside the zone `origin`, which is the deepest at or above `name`.
-fn find<'s>(snapshot: &'s Snapshot, name: &LowerName, origin: &LowerName) -> Found<'s> {
-    if name == origin {
-        return Found::Apex;
-    }
-    // A server that we refer to is asked for all that is below its name. The topmost wins.
+fn find<'s>(snapshot: &'s Snapshot, name: &Key, origin: &[u8]) -> Found<'s> {
     let mut cut = None;
     let mut closest = None;
-    let mut at = name.clone();
-    while at != *origin {
-        let node = snapshot.names.get(&at);
+    for at in name.with_ancestors().take_while(|at| *at != origin) {
+        let node = snapshot.names.get(at);
+        // A server that we refer to is asked for all that is below its name, so the topmost counts.
         cut = node.and_then(|node| node.get(RecordType::NS)).or(cut);
-        if closest.is_none() && (node.is_some() || has_below(snapshot, &at)) {
-            closest = Some((at.clone(), node));
+        if closest.is_none() && (node.is_some() || has_below(snapshot, at)) {
+            closest = Some((at, node));
         }
-        at = at.base_name();
     }
     if let Some(ns) = cut {
         return Found::Referral(ns);
     }
+    let name: &[u8] = name.borrow();
     match closest {
-        Some((encloser, node)) if encloser == *name => node.map_or(Found::Empty, |node| Found::Node(node)),
+        _ if name == origin => Found::Apex,
+        Some((encloser, node)) if encloser == name => node.map_or(Found::Empty, |node| Found::Node(node)),
         // RFC 4592, section 3.3.1: only the closest encloser's wildcard counts, not that of a name further up.
-        closest => {
-            let encloser = closest.map_or_else(|| origin.clone(), |(encloser, _)| encloser);
-            let wildcard = Name::from(&encloser).prepend_label("*").map(|name| key(&name));
-            match wildcard.ok().map(|wildcard| (snapshot.names.get(&wildcard), has_below(snapshot, &wildcard))) {
-                Some((Some(node), _)) => Found::Node(node),
+        _ => {
+            let wildcard = Key::wildcard_below(closest.map_or(origin, |(encloser, _)| encloser));
+            match snapshot.names.get(&wildcard) {
+                Some(node) => Found::Node(node),
                 // RFC 4592, section 2.2.2: an empty wildcard still is one.
-                Some((None, true)) => Found::Empty,
-                _ => Found::Nothing,
+                None if has_below(snapshot, wildcard.borrow()) => Found::Empty,
+                None => Found::Nothing,
             }
         }
     }
 }
 
 /// Whether any name is below `name`. In canonical order, it would follow at once.
-fn has_below(snapshot: &Snapshot, name: &LowerName) -> bool {
-    let is_below = |other: Option<&LowerName>| other.is_some_and(|other| other != name && name.zone_of(other));
-    let after = (std::ops::Bound::Excluded(name), std::ops::Bound::Unbounded);
-    is_below(snapshot.names.range(after).next().map(|(name, _)| name))
-        || is_below(snapshot.zones.range(after).next().map(|(name, _)| name))
+fn has_below(snapshot: &Snapshot, name: &[u8]) -> bool {
+    let after: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(name), Bound::Unbounded);
+    let is_below = |next: Option<&Key>| next.is_some_and(|next| Borrow::<[u8]>::borrow(next).starts_with(name));
+    is_below(snapshot.names.range::<[u8], _>(after).next().map(|(name, _)| name))
+        || is_below(snapshot.zones.range::<[u8], _>(after).next().map(|(name, _)| name))
 }
 
 /// The records of a node that answer `rtype`, with the spelling of the question.
@@ -180,9 +180,9 @@ fn additionals<'r>(snapshot: &Snapshot, records: impl Iterator<Item = &'r Record
     }
     let mut additionals = Vec::new();
     for target in targets {
-        let lower = key(target);
+        let key = Key::of(target);
         // Glue below a referral is not ours to answer with, but is what the referral needs.
-        let Some(node) = snapshot.zone_of(&lower).and_then(|_| snapshot.names.get(&lower)) else { continue };
+        let Some(node) = snapshot.zone_of(&key).and_then(|_| snapshot.names.get(&key)) else { continue };
         for rtype in [RecordType::A, RecordType::AAAA] {
             additionals.extend(node.get(rtype).unwrap_or_default().iter().map(|record| named(record, target)));
         }

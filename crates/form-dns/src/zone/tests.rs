@@ -57,6 +57,20 @@ fn the_serial_grows_by_one_with_each_change_of_the_zone_and_with_no_other() {
 }
 
 #[test]
+fn a_zone_that_is_added_again_changes_only_if_it_says_something_else() {
+    let zones = Zones::new();
+    assert!(zones.add_zone(zone("x.")).unwrap());
+    zones.upsert("a", records("www.x. 60 A 10.0.0.1")).unwrap();
+    assert!(!zones.add_zone(zone("x.")).unwrap());
+    assert_eq!(zones.serial(&name("x.")), Some(2));
+    assert!(zones.add_zone(ZoneConfig { ttl: 7, ..zone("x.") }).unwrap());
+    assert_eq!(zones.serial(&name("x.")), Some(3));
+    assert!(zones.add_zone(ZoneConfig { ttl: 7, serial: 100, ..zone("x.") }).unwrap());
+    assert_eq!(zones.serial(&name("x.")), Some(100));
+    assert_eq!(ask(&zones, "www.x.", RecordType::A), "ok | www.x. 60 A 10.0.0.1 | ");
+}
+
+#[test]
 fn records_wait_for_their_zone_and_outlive_it() {
     let zones = Zones::new();
     zones.upsert("a", records("www.x. 60 A 10.0.0.1")).unwrap();

@@ -75,3 +75,36 @@ fn an_entrypoint_behind_a_link_is_left_to_the_guest() {
     let files = [("bin/init*", "x"), ("sbin -> bin", "")];
     build(&formfile, &context(&files), &store, dir.path(), &mut |_| {}).unwrap();
 }
+
+#[test]
+fn skopeo_takes_the_image_and_finds_the_layer_to_be_what_the_configuration_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::open(dir.path().join("store")).unwrap();
+    let package =
+        build(&formfile("COPY . /\nDISK 16\nEXPOSE 80"), &context(FILES), &store, dir.path(), &mut |_| {}).unwrap();
+    let layout = dir.path().join("layout");
+    std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+    for blob in [package.manifest, package.config, package.layer] {
+        std::fs::write(layout.join("blobs/sha256").join(blob.digest.hex()), read(&store, &blob.digest)).unwrap();
+    }
+    std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": package.manifest.digest.to_string(), "size": package.manifest.size,
+        "annotations": { "org.opencontainers.image.ref.name": "latest" } }] });
+    std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
+
+    let copy = dir.path().join("copy");
+    let source = format!("oci:{}:latest", layout.display());
+    let mut skopeo = std::process::Command::new("skopeo");
+    skopeo.args(["--insecure-policy", "copy", "--dest-decompress", &source, &format!("dir:{}", copy.display())]);
+    let output = match skopeo.output() {
+        Ok(output) => output,
+        Err(e) => return eprintln!("skipped: skopeo does not run ({e}); apt-get install skopeo"),
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let config: serde_json::Value = serde_json::from_slice(&read(&store, &package.config.digest)).unwrap();
+    let diff_id: Digest = config["rootfs"]["diff_ids"][0].as_str().unwrap().parse().unwrap();
+    let layer = std::fs::read(copy.join(diff_id.hex())).unwrap();
+    assert_eq!(Digest::of(&layer), diff_id);
+}

@@ -206,3 +206,24 @@ proptest! {
         let _ = read(&tar);
     }
 }
+
+#[test]
+fn what_gnu_tar_packs_in_any_of_its_dialects_is_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "n".repeat(120);
+    fs::create_dir(dir.path().join(&long)).unwrap();
+    fs::write(dir.path().join(&long).join("ä"), "one").unwrap();
+    fs::hard_link(dir.path().join(&long).join("ä"), dir.path().join("z")).unwrap();
+    symlink(format!("{long}/ä"), dir.path().join("l")).unwrap();
+    for format in ["gnu", "pax", "posix", "oldgnu"] {
+        let mut tar = std::process::Command::new("tar");
+        let output = match tar.arg("-C").arg(dir.path()).args(["--format", format, "-c", "."]).output() {
+            Ok(output) => output,
+            Err(e) => return eprintln!("skipped: tar does not run ({e})"),
+        };
+        let context = read(&output.stdout).unwrap_or_else(|e| panic!("{format}: {e}"));
+        assert_eq!(contents(&context, &format!("{long}/ä")), "one", "{format}");
+        assert_eq!(contents(&context, "z"), "one", "{format}");
+        assert_eq!(context.get("l"), Some(&Node::Symlink { target: format!("{long}/ä") }), "{format}");
+    }
+}

@@ -32,6 +32,13 @@ const FOREIGN: &[(&str, &str)] = &[
     ("MAINTAINER", "labels belong to the Build, not into the Formfile"),
 ];
 
+/// What a Package can hold (`package.proto`).
+const MOST_ENV: usize = 512;
+const MOST_ENV_BYTES: usize = 32_768;
+const MOST_PORTS: usize = 64;
+const MOST_ARGUMENTS: usize = 256;
+const MOST_ARGUMENT_BYTES: usize = 4096;
+
 #[derive(Default)]
 struct Draft {
     from: Once<()>,
@@ -182,14 +189,23 @@ impl Draft {
         };
         for (name, value, span) in pairs {
             let head = |c: char| c.is_ascii_alphabetic() || c == '_';
-            let tail = |c: char| head(c) || c.is_ascii_digit() || c == '.' || c == '-';
+            let tail = |c: char| head(c) || c.is_ascii_digit();
             if !(name.starts_with(head) && name.chars().all(tail)) {
-                let hint = "a name has letters, digits, `_`, `.` and `-`, and starts with no digit";
+                let hint = "a name has letters, digits and `_`, and starts with no digit";
                 report.error_with_hint(span, format!("`{name}` cannot name an environment variable"), hint);
                 continue;
             }
+            if value.len() > MOST_ENV_BYTES {
+                report
+                    .error(span, format!("the value has {} bytes; at most {MOST_ENV_BYTES} are allowed", value.len()));
+                continue;
+            }
+            let full = self.env.len() >= MOST_ENV;
             match self.env_index.get(&name).and_then(|&at| self.env.get_mut(at)) {
                 Some((_, old)) => *old = value,
+                None if full => {
+                    return report.error(span, format!("there are more than {MOST_ENV} environment variables"));
+                }
                 None => {
                     self.env_index.insert(name.clone(), self.env.len());
                     self.env.push((name, value));
@@ -210,7 +226,11 @@ impl Draft {
 
     fn expose(&mut self, instruction: &Instruction, report: &mut Report<'_>) {
         for word in instruction.words() {
-            self.ports.extend(port(&word, report).filter(|&port| self.ports_seen.insert(port)));
+            let Some(port) = port(&word, report).filter(|&port| self.ports_seen.insert(port)) else { continue };
+            if self.ports.len() >= MOST_PORTS {
+                return report.error(word.span, format!("there are more than {MOST_PORTS} ports"));
+            }
+            self.ports.push(port);
         }
     }
 
@@ -336,6 +356,11 @@ fn entrypoint(instruction: &Instruction, report: &mut Report<'_>) -> Option<Vec<
     };
     if words.first().is_none_or(String::is_empty) {
         report.error_with_hint(raw.span, "ENTRYPOINT names no program", example("ENTRYPOINT"));
+        return None;
+    }
+    if words.len() > MOST_ARGUMENTS || words.iter().any(|word| word.len() > MOST_ARGUMENT_BYTES) {
+        let message = format!("at most {MOST_ARGUMENTS} arguments of {MOST_ARGUMENT_BYTES} bytes each are allowed");
+        report.error(raw.span, message);
         return None;
     }
     if words.iter().any(|word| word.contains('\0')) {

@@ -124,7 +124,7 @@ fn what_is_wrong_with_one_line_is_said_with_what_to_do() {
         ("ENV A=1 B", "ENV needs `name=value` here | for example `ENV LOG=info`"),
         (
             "ENV 1A=1",
-            "`1A` cannot name an environment variable | a name has letters, digits, `_`, `.` and `-`, and starts with no digit",
+            "`1A` cannot name an environment variable | a name has letters, digits and `_`, and starts with no digit",
         ),
         ("ENV A=\"x", "this quote is never closed | end the value with `\"`"),
         ("ENV A=\\n", "`\\n` is no escape | for a backslash write `\\\\`"),
@@ -170,6 +170,21 @@ fn an_entrypoint_that_is_not_an_array_of_strings_is_refused_where_it_breaks() {
     assert_eq!(error("ENTRYPOINT []").message, "ENTRYPOINT names no program");
     assert_eq!(error("ENTRYPOINT [\"/a\", \"\\u0000\"]").message, "an argument holds a NUL");
     assert_eq!(error("ENTRYPOINT [\"/a\"").message, "this is not a JSON array of strings");
+}
+
+#[test]
+fn what_a_package_could_not_hold_is_refused() {
+    let many = |line: &dyn Fn(usize) -> String, count: usize| (0..count).map(line).collect::<Vec<_>>().join(" ");
+    let variables = |count| format!("ENV {}", many(&|i| format!("V{i}=x"), count));
+    let ports = |count| format!("EXPOSE {}", many(&|i| (i + 1).to_string(), count));
+    assert!(parse(&format!("{HELLO}{}\n{}", variables(512), ports(64))).is_ok());
+    assert!(complaint(&variables(513)).contains("more than 512 environment variables"));
+    assert!(complaint(&ports(65)).contains("more than 64 ports"));
+    assert!(complaint(&format!("ENV A={}", "x".repeat(32_769))).contains("the value has 32769 bytes"));
+    let entrypoint = |words: &[&str]| parse(&format!("FROM scratch\nENTRYPOINT {}", serde_json::json!(words)));
+    assert!(entrypoint(&["x"; 256]).is_ok());
+    assert!(entrypoint(&["x"; 257]).is_err());
+    assert!(entrypoint(&["x".repeat(4097).as_str()]).is_err());
 }
 
 #[test]

@@ -140,3 +140,15 @@ fn a_disk_that_is_too_small_is_refused_with_the_size_that_works() {
     Disk::of("COPY . /", &files, needed_mib).unwrap().check();
     assert!(Disk::of("COPY . /", &files, needed_mib - 1).is_err());
 }
+
+#[test]
+fn a_file_that_spans_block_groups_is_whole() {
+    let block: String = (0..4096).map(|i| char::from(b'a' + u8::try_from(i % 26).unwrap())).collect();
+    // A block group has 128 MiB.
+    let big: String = (0..140 << 8).map(|i| format!("{i:08}{}", &block[8..])).collect();
+    let disk = Disk::of("COPY . /", &[("big", &big), ("after", "small")], 192).unwrap();
+    disk.check();
+    let Some(seen) = disk.debugfs("cat /big") else { return };
+    assert!(seen == big.as_bytes());
+    assert_eq!(disk.debugfs("cat /after").unwrap(), b"small");
+}

@@ -49,5 +49,7 @@ fn what_docker_would_do_silently_is_refused_with_its_line() {
     assert!(error("COPY hello /a\nCOPY hello /a/b").starts_with("line 3: `/a` is a file or a symbolic link"));
     assert!(error("COPY in /\nCOPY hello /sh/x").starts_with("line 3: `/sh` is a file or a symbolic link"));
     assert!(error("COPY in /\nCOPY conf /sh").starts_with("line 3: `/sh` is a file"));
+    assert!(error("COPY hello /lost+found").starts_with("line 2: `/lost+found` belongs to the file system"));
+    assert!(error("WORKDIR /lost+found/x").starts_with("`/lost+found` belongs to the file system"));
     assert!(error("COPY conf/b /hello/\nCOPY hello /").starts_with("line 3: `/hello` is a directory"));
 }
