@@ -28,6 +28,9 @@ use tower_http::timeout::TimeoutLayer;
 
 use crate::{Health, Peer, Problem};
 
+/// What a service's [`Health`] waits for until its listener serves.
+pub const LISTENING: &str = "listener";
+
 /// What a listener lets be used at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -69,6 +72,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
+    health.done(LISTENING);
     let service = limited(routes, limits).merge(probes(health));
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(limits.connections));

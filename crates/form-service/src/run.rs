@@ -26,6 +26,15 @@ pub struct Context<C> {
     pub shutdown: CancellationToken,
 }
 
+impl<C> Context<C> {
+    /// Of a service that does not listen yet.
+    pub fn new(config: Live<C>, identity: Identity, shutdown: CancellationToken) -> Self {
+        let health = Health::default();
+        health.wait_for(listener::LISTENING, "it is starting");
+        Self { config, identity, health, shutdown }
+    }
+}
+
 /// The whole of a service's `main`: flags, configuration, identity, logs, reload, signals.
 ///
 /// Exits with 0 after an orderly stop, 2 for a configuration that cannot be used, 1 for all else.
@@ -84,12 +93,11 @@ where
     };
     runtime.block_on(async {
         let (sender, config) = watch::channel(Arc::new(config));
-        let shutdown = CancellationToken::new();
-        let health = Health::default();
+        let context = Context::new(config, identity, CancellationToken::new());
         tokio::spawn(reload(sources, sender, log));
-        tokio::spawn(stop_on_signal(shutdown.clone()));
-        tokio::spawn(tell_systemd(health.clone(), shutdown.clone()));
-        match run(Context { config, identity, health, shutdown }).await {
+        tokio::spawn(stop_on_signal(context.shutdown.clone()));
+        tokio::spawn(tell_systemd(context.health.clone(), context.shutdown.clone()));
+        match run(context).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(C::SERVICE, &error, 1),
         }

@@ -23,12 +23,12 @@ use form_client::{Client, Endpoint};
 use form_service::config::{Sources, fixed};
 use form_service::identity::IdentityError;
 use form_service::logs::LogConfig;
-use form_service::{Authority, CancellationToken, Config as _, Health, Identity};
+use form_service::{Authority, CancellationToken, Health};
 use form_types::kinds;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::context::{Context, path_in};
 use crate::error::Error;
@@ -116,6 +116,10 @@ impl Config {
         SocketAddr::new(self.address, port)
     }
 
+    fn url(&self, port: u16) -> String {
+        format!("https://{}", self.at(port))
+    }
+
     fn dir(&self, name: &str) -> PathBuf {
         self.data_dir.join(name)
     }
@@ -136,7 +140,8 @@ pub(crate) fn up(flags: &cli::Up) -> ExitCode {
         return form_service::run::check_config::<Config>(&sources);
     }
     // The identity of `form up` itself is for nobody; those that count are issued below, one for each service.
-    form_service::run::start(sources, |config: &Config| Ok::<_, IdentityError>(authority(config)?.issue("form", &config.node(), &[], &[])?), run)
+    let identity = |config: &Config| authority(config)?.issue("form", &config.node(), &[], &[]);
+    form_service::run::start(sources, identity, run)
 }
 
 fn authority(config: &Config) -> Result<Authority, IdentityError> {
@@ -163,45 +168,35 @@ pub(crate) enum UpError {
     Pack(#[from] form_pack_manager::RunError),
     #[error(transparent)]
     Vmm(#[from] vmm_service::RunError),
-    #[error("{0} stopped in a way that it should not")]
-    Panicked(String),
+    #[error("a service stopped in a way that it should not")]
+    Panicked(#[source] JoinError),
 }
 
 async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
-    let started = Instant::now();
     let config = Arc::clone(&context.config.borrow());
     let _lock = lock(&config.data_dir)?;
-    let cloud = Cloud { authority: authority(&config)?, node: config.node(), config, shutdown: context.shutdown.clone() };
+    let endpoint = Endpoint(config.at(config.state_port));
+    let cloud = Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
     let config = &cloud.config;
+    context.health.done(form_service::listener::LISTENING);
     context.health.wait_for("cloud", "its services start");
 
-    let mut services: JoinSet<Result<(), UpError>> = JoinSet::new();
-    let mut ready = Vec::new();
-
-    let state = form_state::Config {
-        listen: config.at(config.state_port),
+    let state = cloud.context(form_state::Config {
+        listen: endpoint.0,
         data_dir: config.dir("state"),
         ..Default::default()
-    };
-    let endpoint = Endpoint(state.listen);
-    let state = cloud.context(state, &mut ready)?;
-    services.spawn(async { Ok(form_state::run(state).await?) });
-
-    let pack = form_pack_manager::Config {
+    })?;
+    let pack = cloud.context(form_pack_manager::Config {
         listen: config.at(config.pack_port),
-        public_url: format!("https://{}", config.at(config.pack_port)),
+        public_url: config.url(config.pack_port),
         state: endpoint,
         data_dir: config.dir("packages"),
         ..Default::default()
-    };
-    let pack_url = pack.public_url.clone();
-    let pack = cloud.context(pack, &mut ready)?;
-    services.spawn(async { Ok(form_pack_manager::run(pack).await?) });
-
-    let vmm = vmm_service::Config {
+    })?;
+    let vmm = cloud.context(vmm_service::Config {
         listen: config.at(config.vmm_port),
-        public_url: format!("https://{}", config.at(config.vmm_port)),
-        pack_url,
+        public_url: config.url(config.vmm_port),
+        pack_url: config.url(config.pack_port),
         state: endpoint,
         node: cloud.node.clone(),
         data_dir: config.dir("machines"),
@@ -209,45 +204,83 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         bridge: config.bridge.clone(),
         zone: config.zone.clone(),
         ..Default::default()
-    };
-    let vmm = cloud.context(vmm, &mut ready)?;
-    services.spawn(async { Ok(vmm_service::run(vmm).await?) });
+    })?;
+    let dns = cloud.context(form_dns::Config {
+        listen: vec![config.at(config.dns_port)],
+        admin: config.at(config.dns_admin_port),
+        zone: config.zone.clone(),
+        state: endpoint,
+        ..Default::default()
+    })?;
+    let ready = [&state.health, &pack.health, &vmm.health, &dns.health].map(Clone::clone);
 
-    // form-dns listens on the node's own address in its prefix, for the guests; form-state gives the prefix.
-    let client = Client::new(endpoint, &cloud.issue("form-dns")?, "form-dns")?;
-    let rest = async {
-        let gateways = cloud.gateways(&client).await?;
-        let dns = form_dns::Config {
-            listen: std::iter::once(config.address).chain(gateways).map(|ip| SocketAddr::new(ip, config.dns_port)).collect(),
-            admin: config.at(config.dns_admin_port),
-            zone: config.zone.clone(),
-            state: endpoint,
-            ..Default::default()
-        };
-        let dns = cloud.context(dns, &mut ready)?;
-        services.spawn(async { Ok(form_dns::run(dns).await?) });
-        for health in &ready {
-            health.ready().await;
-        }
-        let token = config.dir("state").join("admin.token");
-        let token = form_service::secret::read(&token).map_err(|error| UpError::Context(form_service::run::chain(&error)))?;
-        let file = Context { state: endpoint.0, token: token.reveal().to_owned(), ca: context.identity.ca_pem.clone() };
-        file.save(&path_in(&config.data_dir)).map_err(|error| UpError::Context(form_service::run::chain(&error)))?;
-        context.health.done("cloud");
-        let took = started.elapsed();
-        tracing::info!(node = cloud.node, context = %path_in(&config.data_dir).display(), ?took, "the cloud is up");
-        Ok::<_, UpError>(())
-    };
-    XX
+    let mut services: JoinSet<Result<(), UpError>> = JoinSet::new();
+    services.spawn(async { Ok(form_state::run(state).await?) });
+    services.spawn(async { Ok(form_pack_manager::run(pack).await?) });
+    services.spawn(async { Ok(vmm_service::run(vmm).await?) });
+    services.spawn(names(cloud.node.clone(), endpoint, config.dns_port, dns));
+    services.spawn(announce(context.clone(), endpoint, ready));
+
+    let mut result = Ok(());
     while let Some(ended) = services.join_next().await {
         // One that ends by itself takes the others along: half a cloud would only look like one.
         context.shutdown.cancel();
-        let ended = ended.unwrap_or_else(|error| Err(UpError::Panicked(error.to_string())));
+        let ended = ended.unwrap_or_else(|error| Err(UpError::Panicked(error)));
         if result.is_ok() {
             result = ended;
         }
     }
     result
+}
+
+/// Runs form-dns, once form-state has given this node its prefixes: guests ask at the node's own addresses in them.
+async fn names(
+    node: String,
+    state: Endpoint,
+    port: u16,
+    mut dns: form_service::Context<form_dns::Config>,
+) -> Result<(), UpError> {
+    let client = Client::new(state, &dns.identity, "form-dns")?;
+    let spec = loop {
+        match client.get::<kinds::Node>("", &node).await {
+            Ok(node) => break node.spec,
+            Err(form_client::Error::NotFound(_) | form_client::Error::Unavailable(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            () = dns.shutdown.cancelled() => return Ok(()),
+        }
+    };
+    let mut config = form_dns::Config::clone(&dns.config.borrow());
+    config.listen.extend(vmm_service::gateways(&spec).into_iter().map(|ip| SocketAddr::new(ip, port)));
+    dns.config = fixed(config);
+    Ok(form_dns::run(dns).await?)
+}
+
+/// Says that the cloud is up, once all of it is, and where.
+async fn announce(
+    context: form_service::Context<Config>,
+    state: Endpoint,
+    ready: [Health; 4],
+) -> Result<(), UpError> {
+    let started = Instant::now();
+    for health in &ready {
+        tokio::select! {
+            () = health.ready() => {}
+            () = context.shutdown.cancelled() => return Ok(()),
+        }
+    }
+    let data_dir = context.config.borrow().data_dir.clone();
+    let file = path_in(&data_dir);
+    let fail = |error: &(dyn std::error::Error + 'static)| UpError::Context(form_service::run::chain(error));
+    let token = form_service::secret::read(&data_dir.join("state/admin.token")).map_err(|error| fail(&error))?;
+    let wanted = Context { state: state.0, token: token.reveal().to_owned(), ca: context.identity.ca_pem.clone() };
+    wanted.save(&file).map_err(|error| fail(&error))?;
+    context.health.done("cloud");
+    tracing::info!(context = %file.display(), took_ms = started.elapsed().as_millis(), "the cloud is up");
+    context.shutdown.cancelled().await;
+    Ok(())
 }
 
 struct Cloud {
@@ -258,38 +291,12 @@ struct Cloud {
 }
 
 impl Cloud {
-    fn issue(&self, service: &str) -> Result<Identity, IdentityError> {
-        let names = ["localhost".to_owned()];
-        let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        if !addresses.contains(&self.config.address) {
-            addresses.push(self.config.address);
-        }
-        self.authority.issue(service, &self.node, &names, &addresses)
-    }
-
     /// What a service is run with: its configuration, an identity of its own, and the stop that all share.
-    fn context<C: form_service::Config>(
-        &self,
-        config: C,
-        ready: &mut Vec<Health>,
-    ) -> Result<form_service::Context<C>, IdentityError> {
-        let health = Health::default();
-        // Before it runs, a service is not ready, whatever it will wait for.
-        ready.push(health.clone());
-        let identity = self.issue(C::SERVICE)?;
-        Ok(form_service::Context { config: fixed(config), identity, health, shutdown: self.shutdown.clone() })
-    }
-
-    /// The node's own addresses in its prefixes, once form-state has given it these.
-    async fn gateways(&self, client: &Client) -> Result<Vec<IpAddr>, UpError> {
-        loop {
-            match client.get::<kinds::Node>("", &self.node).await {
-                Ok(node) => return Ok(vmm_service::gateways(&node.spec)),
-                Err(form_client::Error::NotFound(_) | form_client::Error::Unavailable(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    fn context<C: form_service::Config>(&self, config: C) -> Result<form_service::Context<C>, IdentityError> {
+        let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        addresses.extend(Some(self.config.address).filter(|address| !address.is_loopback()));
+        let identity = self.authority.issue(C::SERVICE, &self.node, &["localhost".to_owned()], &addresses)?;
+        Ok(form_service::Context::new(fixed(config), identity, self.shutdown.clone()))
     }
 }
 

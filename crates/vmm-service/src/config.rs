@@ -1,0 +1,81 @@
+//! What can be set.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use form_client::Endpoint;
+use form_service::logs::LogConfig;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where consoles are read.
+    pub listen: SocketAddr,
+    /// Where others find that: `https://ADDRESS:PORT`.
+    pub public_url: String,
+    /// Where this node's package store answers.
+    pub pack_url: String,
+    /// form-state.
+    pub state: Endpoint,
+    /// This node's name.
+    pub node: String,
+    /// The machines' disks, logs and state, and the root disks that they are made from.
+    pub data_dir: PathBuf,
+    /// Has the guests' vmlinuz and initramfs.
+    pub guest_dir: PathBuf,
+    /// The bridge that instances are on.
+    pub bridge: String,
+    /// The zone of the cluster's own names, which guests search.
+    pub zone: String,
+    /// What instances may have together; 0: what the machine has.
+    pub memory_mib: u32,
+    pub vcpu: u32,
+    /// ca.pem, cert.pem, key.pem.
+    pub identity_dir: PathBuf,
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 3002)),
+            public_url: "https://127.0.0.1:3002".to_owned(),
+            pack_url: "https://127.0.0.1:3003".to_owned(),
+            state: Endpoint::default(),
+            node: "node".to_owned(),
+            data_dir: "/var/lib/formation/machines".into(),
+            guest_dir: "/var/lib/formation/kernel".into(),
+            bridge: "form0".to_owned(),
+            zone: "formation.internal".to_owned(),
+            memory_mib: 0,
+            vcpu: 0,
+            identity_dir: "/etc/formation/vmm-service/tls".into(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl form_service::Config for Config {
+    const SERVICE: &'static str = "vmm-service";
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn identity_dir(&self) -> &Path {
+        &self.identity_dir
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (key, url) in [("public_url", &self.public_url), ("pack_url", &self.pack_url)] {
+            if !url.starts_with("https://") {
+                return Err(format!("{key}: {url:?} does not start with https://"));
+            }
+        }
+        if self.bridge.is_empty() || self.bridge.len() > 15 {
+            return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
+        }
+        Ok(())
+    }
+}

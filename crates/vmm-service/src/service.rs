@@ -1,0 +1,129 @@
+//! The agent of a node: says that the node is there, follows the instances that are placed on it, shows their consoles.
+
+mod address;
+mod api;
+mod images;
+mod instances;
+mod node;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use form_client::{Client, reconcile};
+use form_service::Context;
+use form_service::identity::IdentityError;
+use form_service::listener::{self, Limits};
+use form_types::v1::NodeSpec;
+use tokio::net::TcpListener;
+
+use self::address::Addresses;
+use self::images::Images;
+use self::instances::Instances;
+use crate::config::Config;
+use crate::{Host, Phase, open_all};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("listening on {address}; is another vmm-service running?")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("node {0} has no prefix in form-state that addresses could come from")]
+    NoPrefix(String),
+    #[error(transparent)]
+    Machines(#[from] crate::Error),
+    #[error(transparent)]
+    Client(#[from] form_client::Error),
+    #[error(transparent)]
+    Images(#[from] images::ImageError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// Runs until the context's shutdown. The machines run on.
+pub async fn run(context: Context<Config>) -> Result<(), RunError> {
+    let config = Arc::clone(&context.config.borrow());
+    context.health.wait_for("machines", "form-state has not listed the instances yet");
+    let shutdown = context.shutdown.clone();
+    tokio::select! {
+        // Until it serves, nothing of it needs an orderly stop.
+        result = start(&context, &config) => {
+            let (client, instances, nudges) = result?;
+            serve(context, &config, client, instances, nudges).await
+        }
+        () = shutdown.cancelled() => Ok(()),
+    }
+}
+
+type Started = (Client, Arc<Instances>, tokio::sync::mpsc::Receiver<form_client::Name>);
+
+async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Started, RunError> {
+    let client = Client::new(config.state, &context.identity, "vmm-service")?;
+    let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
+    let host = Host::new(&config.data_dir, &kernel, &initramfs).await?;
+    let node = node::register(&client, config).await?;
+    let addresses = Addresses::of(&node.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
+    host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
+    let images = Images::open(config.data_dir.join("images"), &context.identity)?;
+    let (nudge, nudges) = reconcile::nudges();
+    let instances = Instances::adopt(client.clone(), host, images, addresses, Arc::clone(config), nudge)?;
+    Ok((client, Arc::new(instances.with_health(context.health.clone())), nudges))
+}
+
+async fn serve(
+    context: Context<Config>,
+    config: &Arc<Config>,
+    client: Client,
+    instances: Arc<Instances>,
+    nudges: tokio::sync::mpsc::Receiver<form_client::Name>,
+) -> Result<(), RunError> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let tls = context.identity.server()?;
+    let background = [
+        tokio::spawn(node::keep_ready(client.clone(), Arc::clone(config), instances.accelerator())),
+        tokio::spawn(reconcile::run(client.clone(), "", Arc::clone(&instances), reconcile::Options::default(), nudges)),
+    ];
+    tracing::info!(address = %config.listen, "vmm-service serves");
+    let routes = api::routes(client, instances, context.shutdown.clone());
+    listener::serve(listener, tls, routes, context.health, Limits::default(), context.shutdown).await;
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+/// The node's own addresses in its prefixes: where its guests send what is for elsewhere, and ask for names.
+pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
+    let addresses = Addresses::of(spec);
+    addresses.map(|addresses| addresses.gateways().iter().map(ipnet::IpNet::addr).collect()).unwrap_or_default()
+}
+
+/// Stops every machine that `data_dir` holds, in good order; says how many. For when no vmm-service runs: the next one
+/// starts those again that are wanted.
+///
+/// # Errors
+/// If the machines cannot be looked at.
+pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate::Error> {
+    let host = Host::new(data_dir, &guest_dir.join("vmlinuz"), &guest_dir.join("initramfs")).await?;
+    let mut machines = Vec::new();
+    for (uid, machine) in open_all(&host)? {
+        match machine {
+            Ok(machine) => {
+                machine.stop().await?;
+                machines.push(machine);
+            }
+            Err(error) => tracing::warn!(uid, %error, "a machine cannot be taken up"),
+        }
+    }
+    for machine in &machines {
+        let mut status = machine.watch();
+        // Closes when the machine's task ends, which is as good as stopped.
+        let _ = status.wait_for(|status| matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted)).await;
+    }
+    // So that the tasks let go of the machines' directories.
+    let count = machines.len();
+    drop(machines);
+    tokio::time::sleep(Duration::ZERO).await;
+    Ok(count)
+}

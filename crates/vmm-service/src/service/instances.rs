@@ -1,0 +1,409 @@
+//! Makes the machines of this node what the instances that are placed here say.
+//!
+//! Every step finds its place again after a crash: an address is in the status (and claimed in the store) before a
+//! machine has it; a machine's spec is on disk before it starts; an instance goes only after all of its machine is gone.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use form_client::reconcile::Nudge;
+use form_client::{Action, Client, Controller, Name};
+use form_guest::{Gateways, GuestConfig, Interface};
+use form_service::Health;
+use form_types::v1::instance_spec::{Power, Restart};
+use form_types::v1::instance_status::Phase as InstancePhase;
+use form_types::v1::{InstanceStatus, event_spec};
+use form_types::{Object, kinds, timestamp};
+
+use super::RunError;
+use super::address::{Addresses, mac};
+use super::images::{ImageError, Images};
+use crate::config::Config;
+use crate::{Accelerator, Exit, Host, Nic, Phase, RestartPolicy, Vm, VmSpec, VmStatus, open_all};
+
+type Instance = Object<kinds::Instance>;
+
+/// How long until what an instance waits for is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const DEFAULT_GRACE: u32 = 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    #[error(transparent)]
+    Client(#[from] form_client::Error),
+    #[error(transparent)]
+    Machine(#[from] crate::Error),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("all addresses of this node are taken")]
+    NoAddress,
+}
+
+pub(super) struct Instances {
+    client: Client,
+    host: Arc<Host>,
+    images: Images,
+    addresses: Addresses,
+    config: Arc<Config>,
+    nudge: Nudge,
+    health: Health,
+    machines: Mutex<Machines>,
+    /// Where the search for a free address goes on, so that one that was given back rests for a while.
+    next: AtomicU32,
+}
+
+#[derive(Default)]
+struct Machines {
+    by_uid: HashMap<String, Vm>,
+    uid_of: HashMap<Name, String>,
+}
+
+impl Controller for Instances {
+    type Kind = kinds::Instance;
+    type Error = InstanceError;
+
+    async fn reconcile(&self, name: &Name, wanted: Option<Instance>) -> Result<Action, InstanceError> {
+        let here = wanted.filter(|instance| instance.status.node == self.config.node);
+        let known = self.machines().uid_of.get(name).cloned();
+        // Gone without us, or made anew under its old name: what is left of the machine has nobody who wants it.
+        if let Some(uid) = known.filter(|uid| here.as_ref().is_none_or(|instance| instance.meta.uid != *uid)) {
+            if !self.remove(&uid).await? {
+                return Ok(Action::After(LOOK_AGAIN));
+            }
+            self.machines().uid_of.remove(name);
+        }
+        match here {
+            None => Ok(Action::Wait),
+            Some(instance) if instance.is_being_deleted() => self.delete(name, instance).await,
+            Some(instance) => self.run(name, instance).await,
+        }
+    }
+
+    async fn listed(&self, all: &[Instance]) {
+        // Machines that were left behind by instances that are no more.
+        let wanted: HashSet<&str> = all.iter().map(|instance| instance.meta.uid.as_str()).collect();
+        let left: Vec<String> =
+            self.machines().by_uid.keys().filter(|uid| !wanted.contains(uid.as_str())).cloned().collect();
+        for uid in left {
+            tracing::warn!(uid, "a machine whose instance is gone is removed");
+            if let Err(error) = self.remove(&uid).await {
+                tracing::warn!(error = form_service::run::chain(&error), "it cannot be removed");
+            }
+        }
+        self.sweep().await;
+        self.health.done("machines");
+    }
+}
+
+impl Instances {
+    /// Takes up every machine that is on this node already, running or not.
+    pub(super) fn adopt(
+        client: Client,
+        host: Arc<Host>,
+        images: Images,
+        addresses: Addresses,
+        config: Arc<Config>,
+        nudge: Nudge,
+    ) -> Result<Self, RunError> {
+        let mut machines = Machines::default();
+        for (uid, machine) in open_all(&host)? {
+            match machine {
+                Ok(machine) => drop(machines.by_uid.insert(uid, machine)),
+                Err(error) => tracing::warn!(uid, error = form_service::run::chain(&error), "a machine cannot be taken up"),
+            }
+        }
+        Ok(Self {
+            client,
+            host,
+            images,
+            next: AtomicU32::new(*addresses.numbers().start()),
+            addresses,
+            config,
+            nudge,
+            health: Health::default(),
+            machines: Mutex::new(machines),
+        })
+    }
+
+    pub(super) fn with_health(self, health: Health) -> Self {
+        Self { health, ..self }
+    }
+
+    pub(super) fn accelerator(&self) -> Accelerator {
+        self.host.accelerator
+    }
+
+    /// The machine of an instance on this node.
+    pub(super) fn machine(&self, name: &Name) -> Option<Vm> {
+        let machines = self.machines();
+        machines.by_uid.get(machines.uid_of.get(name)?).cloned()
+    }
+
+    fn machines(&self) -> MutexGuard<'_, Machines> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(&self, name: &Name, instance: Instance) -> Result<Action, InstanceError> {
+        let instance = self.with_addresses(instance).await?;
+        let uid = &instance.meta.uid;
+        let known = self.machines().by_uid.get(uid).cloned();
+        let on = instance.spec.power() == Power::On;
+        let machine = match known {
+            // What it runs was decided when its spec was last changed; a new package waits for the next change.
+            Some(machine) if machine.status().generation == instance.meta.generation => {
+                machine.set_power(on).await?;
+                machine
+            }
+            known => {
+                let guard = self.images.lock().await;
+                let Some(spec) = self.spec(&instance).await? else {
+                    let text = format!("there is no package {:?} in project {}", instance.spec.package, name.project);
+                    self.tell(&instance, InstancePhase::Pending, "NoPackage", text).await?;
+                    return Ok(Action::After(LOOK_AGAIN));
+                };
+                let machine = match known {
+                    Some(machine) => {
+                        machine.apply(spec, on).await?;
+                        machine
+                    }
+                    None => Vm::ensure(&self.host, spec, on)?,
+                };
+                drop(guard);
+                machine
+            }
+        };
+        self.follow(name, uid, &machine);
+        self.publish(&instance, &machine.status()).await?;
+        Ok(Action::Wait)
+    }
+
+    /// The instance with addresses, which are claimed in the store before anything has them.
+    async fn with_addresses(&self, mut instance: Instance) -> Result<Instance, InstanceError> {
+        if !instance.status.addresses.is_empty() {
+            return Ok(instance);
+        }
+        let numbers = self.addresses.numbers();
+        for _ in numbers.clone() {
+            let number = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+                Some(if number >= *numbers.end() { *numbers.start() } else { number + 1 })
+            });
+            let (v4, v6) = self.addresses.host(number.unwrap_or_else(|number| number));
+            instance.status.addresses = vec![v4.to_string(), v6.to_string()];
+            match self.client.update_status(instance.clone()).await {
+                Err(form_client::Error::AlreadyExists(_)) => {}
+                result => return Ok(result?),
+            }
+        }
+        Err(InstanceError::NoAddress)
+    }
+
+    /// What the machine is to be, with its root disk here; `None`: there is no such package.
+    async fn spec(&self, instance: &Instance) -> Result<Option<VmSpec>, InstanceError> {
+        let (meta, spec) = (&instance.meta, &instance.spec);
+        let package = match self.client.get::<kinds::Package>(&meta.project, &spec.package).await {
+            Ok(package) if package.status.ready => package,
+            Ok(_) | Err(form_client::Error::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let base = self.images.ensure(&package.spec, &package.status).await?;
+        let sizes = package.spec.sizes.unwrap_or_default();
+        let addresses: Vec<IpAddr> =
+            instance.status.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let mine = addresses.iter().copied().filter(|address| self.addresses.contains(*address));
+        let mac = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(mac(*address)),
+            IpAddr::V6(_) => None,
+        });
+        let mac = mac.ok_or(InstanceError::NoAddress)?;
+        let (gateway_v4, gateway_v6) = self.addresses.host(1);
+        let mut env = package.spec.env.clone();
+        env.extend(spec.env.clone());
+        let guest = GuestConfig {
+            version: form_guest::VERSION,
+            hostname: meta.name.clone(),
+            interfaces: vec![Interface {
+                mac,
+                addresses: mine.map(|address| self.addresses.with_length(address)).collect(),
+                gateway: Gateways { v4: Some(gateway_v4), v6: Some(gateway_v6) },
+            }],
+            dns: vec![gateway_v4.into(), gateway_v6.into()],
+            search: vec![format!("{}.{}", meta.project, self.config.zone), self.config.zone.clone()],
+            hosts: Vec::new(),
+            env,
+            user: package.spec.user.clone(),
+            workdir: package.spec.workdir.clone(),
+            entrypoint: package.spec.entrypoint.clone(),
+            grace_seconds: spec.grace_seconds.unwrap_or(DEFAULT_GRACE),
+        };
+        Ok(Some(VmSpec {
+            uid: meta.uid.clone(),
+            generation: meta.generation,
+            package_digest: package.spec.digest,
+            ports: package.spec.ports.iter().map(|port| (port.port, port.protocol)).collect(),
+            vcpus: instance.status.vcpu,
+            memory_mib: instance.status.memory_mib.into(),
+            disk_mib: sizes.disk_mib.into(),
+            base,
+            nics: vec![Nic { mac, bridge: self.config.bridge.clone() }],
+            guest,
+            restart: match spec.restart() {
+                Restart::Always => RestartPolicy::Always,
+                Restart::OnFailure => RestartPolicy::OnFailure,
+                Restart::Never => RestartPolicy::Never,
+            },
+        }))
+    }
+
+    /// Has the instance looked at whenever its machine changes.
+    fn follow(&self, name: &Name, uid: &str, machine: &Vm) {
+        let mut machines = self.machines();
+        let new = machines.uid_of.insert(name.clone(), uid.to_owned()).as_deref() != Some(uid);
+        machines.by_uid.insert(uid.to_owned(), machine.clone());
+        if !new {
+            return;
+        }
+        let (name, nudge, mut changes) = (name.clone(), self.nudge.clone(), machine.watch());
+        tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                nudge.nudge(name.clone()).await;
+            }
+            // The machine is gone.
+            nudge.nudge(name).await;
+        });
+    }
+
+    async fn delete(&self, name: &Name, instance: Instance) -> Result<Action, InstanceError> {
+        let uid = &instance.meta.uid;
+        let machine = self.machines().by_uid.get(uid).cloned();
+        if let Some(machine) = machine {
+            self.follow(name, uid, &machine);
+            if !self.remove(uid).await? {
+                self.tell(&instance, InstancePhase::Stopping, "Deleting", String::new()).await?;
+                // The machine's end nudges; the time is for where it cannot end.
+                return Ok(Action::After(LOOK_AGAIN));
+            }
+        }
+        self.client.finalize::<kinds::Instance>(&instance.meta).await?;
+        self.machines().uid_of.remove(name);
+        self.sweep().await;
+        Ok(Action::Wait)
+    }
+
+    /// Whether nothing of the machine is left.
+    async fn remove(&self, uid: &str) -> Result<bool, InstanceError> {
+        let Some(machine) = self.machines().by_uid.get(uid).cloned() else { return Ok(true) };
+        if machine.status().phase != Phase::Deleted {
+            match machine.delete().await {
+                // It went in this moment.
+                Ok(()) | Err(crate::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let gone = machine.status().phase == Phase::Deleted;
+        if gone {
+            self.machines().by_uid.remove(uid);
+        }
+        Ok(gone)
+    }
+
+    /// Drops root disks that no machine is made from.
+    async fn sweep(&self) {
+        let _guard = self.images.lock().await;
+        let machines: Vec<Vm> = self.machines().by_uid.values().cloned().collect();
+        let used: HashSet<PathBuf> = machines.iter().map(|machine| machine.status().base).collect();
+        self.images.sweep(&used);
+    }
+
+    async fn publish(&self, instance: &Instance, machine: &VmStatus) -> Result<(), InstanceError> {
+        let exit = machine.last_exit.as_ref();
+        let (phase, reason, message) = told(machine);
+        let status = InstanceStatus {
+            reason: reason.to_owned(),
+            message,
+            exit_code: exit.and_then(exit_code),
+            restarts: machine.restarts,
+            started_at: machine.started_at.map(|seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds))),
+            observed_generation: machine.generation,
+            package_digest: machine.package_digest.clone(),
+            ports: ports(machine),
+            phase: phase.into(),
+            ..instance.status.clone()
+        };
+        let before = instance.status.phase();
+        self.write(instance, status.clone()).await?;
+        if before != phase {
+            let kind = match phase {
+                InstancePhase::Failed | InstancePhase::BackOff => event_spec::Type::Warning,
+                _ => event_spec::Type::Normal,
+            };
+            self.client.event::<kinds::Instance>(&instance.meta, kind, phase.as_str_name(), status.message).await;
+        }
+        Ok(())
+    }
+
+    async fn tell(
+        &self,
+        instance: &Instance,
+        phase: InstancePhase,
+        reason: &str,
+        message: String,
+    ) -> Result<(), InstanceError> {
+        let status = InstanceStatus { reason: reason.to_owned(), message, phase: phase.into(), ..instance.status.clone() };
+        self.write(instance, status).await
+    }
+
+    async fn write(&self, instance: &Instance, status: InstanceStatus) -> Result<(), InstanceError> {
+        if status == instance.status {
+            return Ok(());
+        }
+        let written = Instance { status, ..instance.clone() };
+        match self.client.update_status(written).await {
+            // Changed or gone meanwhile: that news is on its way, and brings us back.
+            Ok(_) | Err(form_client::Error::Conflict(_) | form_client::Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A machine's state as an instance's: its phase, a word on why, a sentence for people.
+fn told(machine: &VmStatus) -> (InstancePhase, &'static str, String) {
+    let problem = machine.problem.clone();
+    let end = || machine.last_exit.as_ref().map(describe).unwrap_or_default();
+    let (phase, reason) = match machine.phase {
+        Phase::Pending => (InstancePhase::Pending, "Preparing"),
+        Phase::Starting => (InstancePhase::Starting, "Booting"),
+        Phase::Running => (InstancePhase::Running, "Started"),
+        Phase::Stopping | Phase::Deleted => (InstancePhase::Stopping, "Asked"),
+        Phase::Stopped => (InstancePhase::Stopped, "Ended"),
+        Phase::Failed => (InstancePhase::Failed, "Ended"),
+        Phase::BackOff => (InstancePhase::BackOff, "Ended"),
+    };
+    let message = match machine.phase {
+        Phase::Failed | Phase::BackOff | Phase::Stopped => problem.clone().unwrap_or_else(end),
+        _ => problem.clone().unwrap_or_default(),
+    };
+    (phase, if problem.is_some() { "Trouble" } else { reason }, message)
+}
+
+fn describe(exit: &Exit) -> String {
+    match exit {
+        Exit { reason: Some(reason), .. } => reason.clone(),
+        Exit { code: Some(code), .. } => format!("the workload exited with {code}"),
+        Exit { signal: Some(signal), .. } => format!("the workload was ended by signal {signal}"),
+        _ => String::new(),
+    }
+}
+
+/// As a shell has it: 128 and the signal's number.
+fn exit_code(exit: &Exit) -> Option<i32> {
+    exit.code.or_else(|| exit.signal.map(|signal| 128_i32.saturating_add(signal)))
+}
+
+fn ports(machine: &VmStatus) -> Vec<form_types::v1::Port> {
+    let ports = machine.ports.iter();
+    ports.map(|(port, protocol)| form_types::v1::Port { port: *port, protocol: *protocol }).collect()
+}

@@ -1,0 +1,94 @@
+//! The node itself: registered once, and ready for as long as a lease is kept.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use form_client::{Client, Error};
+use form_types::v1::{NodeSpec, NodeStatus};
+use form_types::{Object, kinds, timestamp};
+
+use crate::Accelerator;
+use crate::config::Config;
+
+type Node = Object<kinds::Node>;
+
+/// How long the cluster waits for a sign of life.
+const LEASE: Duration = Duration::from_secs(10);
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// Makes the Node, or brings its addresses up to date; waits for form-state for as long as that takes.
+pub(super) async fn register(client: &Client, config: &Config) -> Result<Node, Error> {
+    loop {
+        let found = match client.get::<kinds::Node>("", &config.node).await {
+            Ok(node) => Ok(node),
+            Err(Error::NotFound(_)) => Ok(Node::new("", &config.node, NodeSpec::default())),
+            Err(error) => Err(error),
+        };
+        let applied = match found {
+            Ok(mut node) => {
+                node.spec.vmm_url.clone_from(&config.public_url);
+                node.spec.pack_url.clone_from(&config.pack_url);
+                client.apply(node).await
+            }
+            Err(error) => Err(error),
+        };
+        match applied {
+            Err(error) if error.is_temporary() => {
+                tracing::debug!(%error, "form-state is waited for");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            // Somebody changed it in between, an operator who cordons it.
+            Err(Error::Conflict(_)) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Keeps the node ready until it is dropped.
+pub(super) async fn keep_ready(client: Client, config: Arc<Config>, accelerator: Accelerator) {
+    loop {
+        if let Err(error) = ready(&client, &config, accelerator).await {
+            tracing::warn!(error = form_service::run::chain(&error), "the node's sign of life did not arrive");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Ends when the lease has.
+async fn ready(client: &Client, config: &Config, accelerator: Accelerator) -> Result<(), Error> {
+    let lease = client.grant_lease(LEASE).await?;
+    let mut node = client.get::<kinds::Node>("", &config.node).await?;
+    node.status = NodeStatus {
+        ready: true,
+        reason: String::new(),
+        message: String::new(),
+        vcpu: if config.vcpu > 0 { config.vcpu } else { processors() },
+        memory_mib: if config.memory_mib > 0 { config.memory_mib } else { memory_mib() },
+        accelerator: match accelerator {
+            Accelerator::Kvm => "kvm".to_owned(),
+            Accelerator::Tcg => "tcg".to_owned(),
+        },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready_since: Some(timestamp(SystemTime::now())),
+    };
+    client.node_ready(node, &lease).await?;
+    let mut tick = tokio::time::interval(SIGN_OF_LIFE);
+    loop {
+        tick.tick().await;
+        match client.keep_alive(&lease).await {
+            Err(error) if error.is_temporary() => tracing::debug!(%error, "a sign of life did not arrive"),
+            Err(error) => return Err(error),
+            Ok(()) => {}
+        }
+    }
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+/// The memory that the machine has, MiB; 0 where it does not say.
+fn memory_mib() -> u32 {
+    let total = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+    u32::try_from(total >> 20).unwrap_or(u32::MAX)
+}
