@@ -65,6 +65,7 @@ pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
         // It works everywhere, and these stories are about us, not about the processor.
         accelerator: Accelerator::Tcg,
         network: Network::connect().expect("netlink"),
+        console_limit: 4 << 20,
         driver: Arc::new(Qemu),
     })
 }
@@ -85,9 +86,9 @@ impl Stage {
         std::fs::create_dir_all(&root).expect("a directory");
         std::fs::copy(self.guest.join("examples/hello/hello"), root.join("hello")).expect("the hello example");
         let disk = self.directory.path().join("hello.raw");
-        let status =
-            Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&root).arg(&disk).arg("32M").status();
-        assert!(status.expect("mke2fs").success());
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&root).arg(&disk).arg("32M");
+        assert!(mke2fs.output().expect("mke2fs").status.success());
         disk
     }
 
