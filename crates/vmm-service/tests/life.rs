@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{console, greeting, lives, reaches, story};
+use common::{ADDRESS_V6, console, get, greeting, lives, reaches, story};
 use vmm_service::{Phase, RestartPolicy, Vm};
 
 #[test]
@@ -11,6 +11,7 @@ fn a_machine_boots_answers_stops_in_good_order_and_leaves_nothing() {
         let vm = Vm::ensure(&stage.host, stage.hello()).unwrap();
         let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
+        assert!(get(ADDRESS_V6).await.ends_with("Hello from greeter!\n"), "IPv6, without waiting for DAD");
         assert!(console(&vm).await.contains("hello: listening on"));
 
         vm.stop().await.unwrap();
