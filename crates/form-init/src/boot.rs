@@ -54,7 +54,11 @@ fn life(reporter: &mut Reporter, signals: &mut Option<SignalFd>) -> anyhow::Resu
 
     let config = read_config(&find_disk(&uevents, CONFIG_SERIAL)?)?;
     let root = find_disk(&uevents, ROOT_SERIAL)?;
-    mounts::switch_root(&root, is_read_only(&root))?;
+    let read_only = is_read_only(&root);
+    mounts::switch_root(&root, read_only)?;
+    if !read_only {
+        mounts::grow(&root);
+    }
     mounts::rest();
     nix::unistd::sethostname(&config.hostname).context("cannot set the hostname")?;
     etc::write(&config);

@@ -67,6 +67,27 @@ pub(crate) fn switch_root(disk: &Path, read_only: bool) -> anyhow::Result<()> {
     chdir("/").context("cannot enter /")
 }
 
+/// Lets the root file system fill its disk, which may be larger than the image was. One that cannot grow still works.
+pub(crate) fn grow(disk: &Path) {
+    let name = disk.file_name().unwrap_or_default();
+    let sectors = fs::read_to_string(Path::new("/sys/block").join(name).join("size")).unwrap_or_default();
+    let grown = || -> rustix::io::Result<bool> {
+        let before = rustix::fs::statvfs("/")?;
+        // sysfs counts in 512 bytes whatever the disk's own sectors are.
+        let bytes = sectors.trim().parse::<u64>().unwrap_or_default().saturating_mul(512);
+        let blocks = bytes.checked_div(before.f_frsize).unwrap_or_default();
+        let root =
+            rustix::fs::open("/", rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        rustix::fs::ext4_ioc_resize_fs(&root, blocks)?;
+        Ok(rustix::fs::statvfs("/")?.f_blocks > before.f_blocks)
+    };
+    match grown() {
+        Ok(true) => say("the root file system has grown to the size of its disk"),
+        Ok(false) => {}
+        Err(error) => say(format_args!("the root file system does not fill its disk: {error}")),
+    }
+}
+
 /// Mounts what a workload expects. An image that has no place for one of them goes without it.
 pub(crate) fn rest() {
     for one in &REST {

@@ -61,6 +61,8 @@ pub async fn probe(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Accel
             warn!("KVM does not boot a guest on this machine; using TCG, which is slow");
             Accelerator::Tcg
         }
+        // Somebody else is about to find out; their answer is not ours to write.
+        Err(error @ Error::Locked { .. }) => return Err(error),
         Err(error) => {
             info!(error = &error as &dyn std::error::Error, "no KVM on this machine; using TCG, which is slow");
             Accelerator::Tcg
@@ -74,10 +76,6 @@ async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path) -> Result
     let device = Path::new("/dev/kvm");
     fs::OpenOptions::new().read(true).write(true).open(device).map_err(file("open", device))?;
     let store = Store::create(data, "kvm-probe")?;
-    let reports = store.file("reports.jsonl");
-    Reports::clear(&reports)?;
-    let mut reports = Reports::new(reports);
-    let mut watch = DirectoryWatch::new(store.path())?;
     let machine = Machine {
         name: "kvm-probe".into(),
         accelerator: Accelerator::Kvm,
@@ -93,8 +91,18 @@ async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path) -> Result
         left.kill()?;
         left.wait().await?;
     }
-    let running = Qemu.start(&store, &machine).await?;
-    let booted = async {
+    let booted = boots(&store, &machine).await;
+    store.remove()?;
+    booted
+}
+
+async fn boots(store: &Store, machine: &Machine) -> Result<bool> {
+    let reports = store.file("reports.jsonl");
+    Reports::clear(&reports)?;
+    let mut reports = Reports::new(reports);
+    let mut watch = DirectoryWatch::new(store.path())?;
+    let running = Qemu.start(store, machine).await?;
+    let reaches_userspace = async {
         loop {
             if reports.read()?.contains(&Report::Booting) {
                 return Ok::<bool, Error>(true);
@@ -105,9 +113,8 @@ async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path) -> Result
             }
         }
     };
-    let booted = tokio::time::timeout(PROBE_LIMIT, booted).await.unwrap_or(Ok(false));
+    let booted = tokio::time::timeout(PROBE_LIMIT, reaches_userspace).await.unwrap_or(Ok(false));
     running.kill()?;
     running.wait().await?;
-    store.remove()?;
     booted
 }

@@ -30,4 +30,4 @@ pub use accel::Accelerator;
 pub use error::{Error, Result};
 pub use restart::RestartPolicy;
 pub use store::{Exit, Nic, VmSpec};
-pub use vm::{Host, Phase, Vm, VmStatus, open_all};
+pub use vm::{Host, Phase, Vm, VmStatus, open_all, sweep};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Result, file};
 
-/// The size of a console log that is rotated.
+/// The size of a console log that is rotated, unless a host says otherwise.
 pub(crate) const LIMIT: u64 = 4 << 20;
 /// How many rotated ones are kept.
 pub(crate) const KEPT: usize = 2;

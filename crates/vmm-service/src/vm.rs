@@ -30,7 +30,7 @@ use crate::accel::{self, Accelerator};
 use crate::driver::{Driver, Machine, Qemu, Running};
 use crate::error::{Error, Result, file};
 use crate::logs::LogReader;
-use crate::net::Network;
+use crate::net::{Network, Tap};
 use crate::reports::Reports;
 use crate::restart::{HEALTHY, delay};
 use crate::store::{Exit, Goal, State, Store, VmSpec, Wanted};
@@ -57,6 +57,8 @@ pub struct Host {
     pub accelerator: Accelerator,
     /// Where taps are made.
     pub network: Network,
+    /// The size in bytes at which a console log is rotated; two rotated ones are kept.
+    pub console_limit: u64,
     /// What runs the machines.
     pub driver: Arc<dyn Driver>,
 }
@@ -73,7 +75,8 @@ impl Host {
         let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
         let accelerator = accel::probe(data, &kernel, &initramfs).await?;
         let network = Network::connect()?;
-        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, driver: Arc::new(Qemu) }))
+        let (console_limit, driver) = (rotate::LIMIT, Arc::new(Qemu));
+        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, driver }))
     }
 }
 
@@ -126,8 +129,14 @@ pub struct Vm {
 
 #[derive(Debug)]
 struct Command {
-    goal: Goal,
+    change: Change,
     done: oneshot::Sender<Result<()>>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Goal(Goal),
+    Spec(Box<VmSpec>),
 }
 
 impl Vm {
@@ -195,7 +204,7 @@ impl Vm {
     /// # Errors
     /// If that cannot be written down, or the instance is deleted.
     pub async fn start(&self) -> Result<()> {
-        self.want(Goal::Run).await
+        self.ask(Change::Goal(Goal::Run)).await
     }
 
     /// Wants it to be stopped, in good order: by its power button, and by force after its grace.
@@ -203,7 +212,7 @@ impl Vm {
     /// # Errors
     /// If that cannot be written down, or the instance is deleted.
     pub async fn stop(&self) -> Result<()> {
-        self.want(Goal::Stop).await
+        self.ask(Change::Goal(Goal::Stop)).await
     }
 
     /// Wants it to be gone, with its disk and its logs, after it is stopped in good order. Cannot be taken back.
@@ -211,13 +220,25 @@ impl Vm {
     /// # Errors
     /// If that cannot be written down, or the instance is deleted already.
     pub async fn delete(&self) -> Result<()> {
-        self.want(Goal::Delete).await
+        self.ask(Change::Goal(Goal::Delete)).await
     }
 
-    async fn want(&self, goal: Goal) -> Result<()> {
+    /// Gives it another spec, which counts from its next start.
+    ///
+    /// # Errors
+    /// If the spec is invalid or another instance's, if it cannot be written down, or the instance is deleted.
+    pub async fn update(&self, spec: VmSpec) -> Result<()> {
+        spec.validate()?;
+        if spec.uid != self.uid {
+            return Err(Error::InvalidSpec { field: "uid", reason: "never changes; create another instance" });
+        }
+        self.ask(Change::Spec(Box::new(spec))).await
+    }
+
+    async fn ask(&self, change: Change) -> Result<()> {
         let gone = || Error::NotFound { uid: self.uid.clone() };
         let (done, answer) = oneshot::channel();
-        self.commands.send(Command { goal, done }).await.map_err(|_| gone())?;
+        self.commands.send(Command { change, done }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -248,6 +269,20 @@ pub fn open_all(host: &Arc<Host>) -> Result<Vec<(String, Result<Vm>)>> {
     let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
     let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     Ok(uids.map(|uid| (uid.clone(), Vm::open(host, &uid))).collect())
+}
+
+/// Deletes the taps of instances that are no more, and returns them. There are such only if an instance's directory was
+/// deleted by hand.
+///
+/// # Errors
+/// If the kernel refuses.
+pub async fn sweep(host: &Host) -> Result<Vec<Tap>> {
+    let mut left = host.network.taps().await?;
+    left.retain(|tap| !host.instances.join(&tap.uid).exists());
+    for tap in &left {
+        host.network.delete_taps(&tap.uid).await?;
+    }
+    Ok(left)
 }
 
 /// The task that owns one virtual machine.
@@ -431,7 +466,7 @@ impl Actor {
         let mut stopping: Option<(Instant, Instant)> = None;
         loop {
             heard.listen(reports.read()?);
-            if rotate::is_due(self.store.path(), rotate::LIMIT) {
+            if rotate::is_due(self.store.path(), self.host.console_limit) {
                 rotate::shift(self.store.path())?;
                 machine.reopen_console().await?;
             }
@@ -500,10 +535,13 @@ impl Actor {
 
     /// Writes down what is wanted, then acknowledges. A deletion is final.
     async fn obey(&mut self, command: Command) {
-        let goal = if self.wanted.goal == Goal::Delete { Goal::Delete } else { command.goal };
-        let wanted = Wanted { goal, ..self.wanted.clone() };
-        let mut state = self.state.clone();
-        if goal == Goal::Run {
+        let (mut wanted, mut state) = (self.wanted.clone(), self.state.clone());
+        match command.change {
+            Change::Goal(_) if wanted.goal == Goal::Delete => {}
+            Change::Goal(goal) => wanted.goal = goal,
+            Change::Spec(ref spec) => wanted.spec = (**spec).clone(),
+        }
+        if matches!(command.change, Change::Goal(Goal::Run)) {
             state.finished = false;
             state.failures = 0;
         }

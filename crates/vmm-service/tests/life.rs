@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{console, greeting, lives, reaches, story};
+use common::{ADDRESS_V6, console, get, greeting, lives, reaches, story};
 use vmm_service::{Phase, RestartPolicy, Vm};
 
 #[test]
@@ -11,7 +11,10 @@ fn a_machine_boots_answers_stops_in_good_order_and_leaves_nothing() {
         let vm = Vm::ensure(&stage.host, stage.hello()).unwrap();
         let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
-        assert!(console(&vm).await.contains("hello: listening on"));
+        assert!(get(ADDRESS_V6).await.ends_with("Hello from greeter!\n"), "IPv6, without waiting for DAD");
+        let said = console(&vm).await;
+        assert!(said.contains("hello: listening on"), "{said}");
+        assert!(said.contains("the root file system has grown to the size of its disk"), "{said}");
 
         vm.stop().await.unwrap();
         let status = reaches(&vm, Phase::Stopped).await;
@@ -58,6 +61,23 @@ fn a_machine_whose_workload_cannot_start_says_why() {
         let vm = Vm::ensure(&stage.host, spec).unwrap();
         let reason = reaches(&vm, Phase::Failed).await.last_exit.unwrap().reason.unwrap();
         assert!(reason.contains("/etc/passwd has no user \"nobody\""), "{reason}");
+    });
+}
+
+#[test]
+fn a_machine_that_does_not_listen_is_switched_off_after_its_grace() {
+    story(|stage| async move {
+        let mut spec = stage.hello();
+        spec.guest.grace_seconds = 0;
+        let vm = Vm::ensure(&stage.host, spec).unwrap();
+        let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
+        // Deaf: neither the guest nor QEMU itself can hear anything any more.
+        let process = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+        vm.stop().await.unwrap();
+        let status = reaches(&vm, Phase::Stopped).await;
+        assert!(status.last_exit.unwrap().reason.unwrap().contains("did not say why"));
+        assert!(!lives(pid));
     });
 }
 

@@ -9,10 +9,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use common::{PATIENCE, Stage, greeting, lives, reaches, story};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use vmm_service::{Error, Phase, Vm, VmSpec};
@@ -96,17 +98,36 @@ fn an_exit_that_nobody_saw_is_not_lost() {
 #[test]
 fn a_daemon_that_is_killed_at_any_step_of_a_start_leaves_one_machine() {
     story(|stage| async move {
-        // Killed as early as can be seen from outside, again and again; each daemon finds what the one before left.
-        for _ in 0..4 {
-            killed_at(daemon(&stage, &stage.hello()), "Starting").await;
+        std::fs::create_dir(stage.instance()).unwrap();
+        // In the order in which they are made; each daemon gets one step further than the one before.
+        for step in ["lock", "wanted.json", "root.qcow2", "config.raw", "reports.jsonl", "state.json", "qmp.sock"] {
+            let mut daemon = daemon(&stage, &stage.hello());
+            appears(&stage.instance(), step);
+            daemon.kill().await.unwrap();
         }
         let vm = Vm::open(&stage.host, "story").unwrap();
         reaches(&vm, Phase::Running).await;
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
         assert_eq!(stage.host.network.taps().await.unwrap().len(), 1);
+        let files = std::fs::read_dir(stage.instance()).unwrap().flatten().map(|entry| entry.file_name());
+        let half_done: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+        assert!(half_done.is_empty(), "{half_done:?}");
+
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;
     });
+}
+
+/// Waits until a file is there, without missing its first moment.
+fn appears(directory: &Path, name: &str) {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, directory, WatchFlags::CREATE | WatchFlags::MOVED_TO).unwrap();
+    while !directory.join(name).exists() {
+        let limit = PATIENCE.try_into().unwrap();
+        let events = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&limit)).unwrap();
+        assert!(events > 0, "{name} did not appear");
+        while rustix::io::read(&watch, &mut [0; 4096]).is_ok() {}
+    }
 }
 
 #[test]

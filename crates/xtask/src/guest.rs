@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,9 +45,9 @@ pub(crate) fn build(out: &Path) -> Result<Guest> {
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     write_if_changed(&context.join("Formfile"), &read(Path::new("examples/hello/Formfile"))?)?;
     let hello = context.join("hello");
-    if read(&hello).ok() != Some(read(&programs.join("hello"))?) {
-        fs::copy(programs.join("hello"), &hello).with_context(|| format!("cannot write {}", hello.display()))?;
-    }
+    write_if_changed(&hello, &read(&programs.join("hello"))?)?;
+    fs::set_permissions(&hello, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", hello.display()))?;
     Ok(guest)
 }
 

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -62,7 +64,7 @@ impl Driver for Qemu {
         let mut watch = DirectoryWatch::new(store.path())?;
         let answer = async {
             loop {
-                if let Some(running) = Process::connect(store).await? {
+                if let Some(running) = Process::find(store).await? {
                     return Ok(running);
                 }
                 tokio::select! {
@@ -93,7 +95,7 @@ impl Driver for Qemu {
                 if store.claim_alive()?.is_some() {
                     return Ok(None);
                 }
-                if let Some(running) = Process::connect(store).await? {
+                if let Some(running) = Process::find(store).await? {
                     return Ok(Some(Box::new(running) as Box<dyn Running>));
                 }
                 sleep(LOOK).await;
@@ -106,27 +108,24 @@ impl Driver for Qemu {
     }
 }
 
-/// A QEMU that answers.
+/// A QEMU that answered.
+///
+/// Each command has a connection of its own. There is no stream to lose, and none that has to be read for events all
+/// the time: what we want to know of a machine, its files and its end tell.
+#[derive(Debug)]
 struct Process {
     pid: u32,
     /// Readable once the process has ended. Unlike `waitpid`, this works for a process that is not our child.
     exit: Readable,
-    qmp: QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>,
+    directory: PathBuf,
 }
 
-impl std::fmt::Debug for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Qemu").field("pid", &self.pid).finish_non_exhaustive()
-    }
-}
+type Qmp = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
 impl Process {
     /// `None` if nothing listens (yet).
-    async fn connect(store: &Store) -> Result<Option<Self>> {
-        // By the directory's descriptor, because the address of a socket has room for 107 bytes only.
-        let directory = File::open(store.path()).map_err(file("open", store.path()))?;
-        let address = format!("/proc/self/fd/{}/qmp.sock", std::os::fd::AsRawFd::as_raw_fd(&directory));
-        let Ok(stream) = UnixStream::connect(address).await else { return Ok(None) };
+    async fn find(store: &Store) -> Result<Option<Self>> {
+        let Ok(stream) = dial(store.path()).await else { return Ok(None) };
         // The process is pinned before it answers; an answer then proves that the number was not reused in between.
         let peer = socket_peercred(&stream).map_err(system("ask who listens on qmp.sock"))?.pid;
         let exit = match pidfd_open(peer, PidfdFlags::NONBLOCK) {
@@ -134,21 +133,31 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(errno) => return Err(system("watch QEMU")(errno)),
         };
-        let (read, write) = tokio::io::split(stream);
-        let greet = async { QmpStreamTokio::open_split(read, write).await?.negotiate().await };
-        let Ok(Ok(stream)) = timeout(ANSWER_LIMIT, greet).await else { return Ok(None) };
-        let (qmp, _events) = stream.spawn_tokio();
-        Ok(Some(Self { pid: peer.as_raw_nonzero().get().unsigned_abs(), exit, qmp }))
+        let Ok(Ok(_)) = timeout(ANSWER_LIMIT, greet(stream)).await else { return Ok(None) };
+        let pid = peer.as_raw_nonzero().get().unsigned_abs();
+        Ok(Some(Self { pid, exit, directory: store.path().to_owned() }))
+    }
+
+    async fn execute<C: qapi::qmp::QmpCommand>(&self, command: C) -> Result<C::Ok> {
+        let answer = async { greet(dial(&self.directory).await?).await?.execute(command).await };
+        let answer = timeout(ANSWER_LIMIT, answer).await;
+        let answer = answer.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+        answer.map_err(|source| Error::Qmp { command: C::NAME, source })
     }
 }
 
-/// Runs a QMP command; the second argument is its name for errors.
-macro_rules! execute {
-    ($process:expr, $name:literal, $command:expr) => {{
-        let answer = timeout(ANSWER_LIMIT, $process.qmp.execute($command)).await;
-        let answer = answer.unwrap_or_else(|_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
-        answer.map_err(|source| Error::Qmp { command: $name, source })
-    }};
+async fn dial(directory: &Path) -> io::Result<UnixStream> {
+    // By the directory's descriptor, because the address of a socket has room for 107 bytes only.
+    let directory = File::open(directory)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/qmp.sock", directory.as_raw_fd())).await
+}
+
+async fn greet(stream: UnixStream) -> io::Result<Qmp> {
+    let (read, write) = tokio::io::split(stream);
+    let stream = QmpStreamTokio::open_split(read, write).await?.negotiate().await?;
+    // The task that reads ends with the service.
+    let (service, _reader) = stream.spawn_tokio();
+    Ok(service)
 }
 
 #[async_trait]
@@ -158,7 +167,7 @@ impl Running for Process {
     }
 
     async fn powerdown(&self) -> Result<()> {
-        execute!(self, "system_powerdown", qmp::system_powerdown {}).map(drop)
+        self.execute(qmp::system_powerdown {}).await.map(drop)
     }
 
     fn kill(&self) -> Result<()> {
@@ -173,18 +182,18 @@ impl Running for Process {
     }
 
     async fn is_running(&self) -> Result<bool> {
-        Ok(execute!(self, "query-status", qmp::query_status {})?.running)
+        Ok(self.execute(qmp::query_status {}).await?.running)
     }
 
     async fn reopen_console(&self) -> Result<()> {
         let base = ChardevCommon { logappend: None, logfile: None };
         let backend = ChardevFile { base, append: Some(true), in_: None, out: "console.log".into() };
         let change = qmp::chardev_change { backend: ChardevBackend::file(backend.into()), id: "console".into() };
-        execute!(self, "chardev-change", change).map(drop)
+        self.execute(change).await.map(drop)
     }
 }
 
-async fn last_words(log: &std::path::Path) -> String {
+async fn last_words(log: &Path) -> String {
     let mut text = Vec::new();
     if let Ok(log) = tokio::fs::File::open(log).await {
         let _ = log.take(LAST_WORDS).read_to_end(&mut text).await;

@@ -26,12 +26,30 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) const BRIDGE: &str = "br-story";
 pub(crate) const ADDRESS: &str = "10.99.0.2";
+pub(crate) const ADDRESS_V6: &str = "fd99::2";
 
 /// A place where a story happens.
 pub(crate) struct Stage {
     pub(crate) host: Arc<Host>,
     pub(crate) guest: PathBuf,
+    /// Before `directory`, so that it is dropped before it.
+    reaper: Reaper,
     pub(crate) directory: tempfile::TempDir,
+}
+
+/// Ends the machines that a story left behind, because it failed or because it is about machines that nobody watches.
+struct Reaper(PathBuf);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let here = std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&self.0));
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw).filter(|_| here) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
 }
 
 /// Tells a story in a network namespace of its own; or says why it cannot be told here.
@@ -65,6 +83,7 @@ pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
         // It works everywhere, and these stories are about us, not about the processor.
         accelerator: Accelerator::Tcg,
         network: Network::connect().expect("netlink"),
+        console_limit: 4 << 20,
         driver: Arc::new(Qemu),
     })
 }
@@ -73,10 +92,11 @@ impl Stage {
     async fn new(guest: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let network = Network::connect().expect("netlink");
-        network.ensure_bridge(BRIDGE, &["10.99.0.1/24".parse().expect("a network")]).await.expect("a bridge");
+        let addresses = ["10.99.0.1/24", "fd99::1/64"].map(|address| address.parse().expect("a network"));
+        network.ensure_bridge(BRIDGE, &addresses).await.expect("a bridge");
         std::fs::create_dir(directory.path().join("instances")).expect("a directory");
         let host = host(directory.path(), &guest);
-        Self { host, guest, directory }
+        Self { host, guest, reaper: Reaper(directory.path().to_owned()), directory }
     }
 
     /// A root disk with the program that greets, and nothing else.
@@ -85,9 +105,9 @@ impl Stage {
         std::fs::create_dir_all(&root).expect("a directory");
         std::fs::copy(self.guest.join("examples/hello/hello"), root.join("hello")).expect("the hello example");
         let disk = self.directory.path().join("hello.raw");
-        let status =
-            Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&root).arg(&disk).arg("32M").status();
-        assert!(status.expect("mke2fs").success());
+        let mut mke2fs = Command::new("mke2fs");
+        mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&root).arg(&disk).arg("32M");
+        assert!(mke2fs.output().expect("mke2fs").status.success());
         disk
     }
 
@@ -106,8 +126,14 @@ impl Stage {
                 hostname: "greeter".into(),
                 interfaces: vec![Interface {
                     mac,
-                    addresses: vec![format!("{ADDRESS}/24").parse().expect("an address")],
-                    gateway: Gateways { v4: Some([10, 99, 0, 1].into()), v6: None },
+                    addresses: vec![
+                        format!("{ADDRESS}/24").parse().expect("an address"),
+                        format!("{ADDRESS_V6}/64").parse().expect("an address"),
+                    ],
+                    gateway: Gateways {
+                        v4: Some([10, 99, 0, 1].into()),
+                        v6: Some("fd99::1".parse().expect("a gateway")),
+                    },
                 }],
                 dns: Vec::new(),
                 search: Vec::new(),
@@ -156,13 +182,18 @@ pub(crate) async fn greeting(stage: &Stage, run: usize) -> String {
         while text.matches("hello: listening on").count() < run {
             text.push_str(&String::from_utf8_lossy(&log.next().await.expect("a log").expect("an instance")));
         }
-        let mut stream = TcpStream::connect((ADDRESS, 8080)).await.expect("a connection");
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: greeter\r\n\r\n").await.expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("an answer");
-        answer
+        get(ADDRESS).await
     };
     tokio::time::timeout(PATIENCE, ask).await.expect("an answer in time")
+}
+
+/// The answer to one `GET /`.
+pub(crate) async fn get(address: &str) -> String {
+    let mut stream = TcpStream::connect((address, 8080)).await.expect("a connection");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: greeter\r\n\r\n").await.expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
 }
 
 /// Whether a process is there (and no zombie).

@@ -1,0 +1,42 @@
+//! The console of a virtual machine.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests may; clippy only knows those that are in a #[test]")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{PATIENCE, console, reaches, story};
+use vmm_service::{Host, Phase, Vm};
+
+#[test]
+fn a_console_is_rotated_under_a_running_machine_and_stays_within_its_bounds() {
+    story(|stage| async move {
+        let spec = stage.hello();
+        let host = Arc::into_inner(stage.host).expect("nobody else has it yet");
+        let host = Arc::new(Host { console_limit: 40, ..host });
+        let vm = Vm::ensure(&host, spec).unwrap();
+        let mut follower = vm.logs(None, true).await.unwrap();
+        reaches(&vm, Phase::Running).await;
+        vm.stop().await.unwrap();
+        reaches(&vm, Phase::Stopped).await;
+
+        let mut followed = String::new();
+        let to_the_end = async {
+            while !followed.contains("Power down") {
+                followed.push_str(&String::from_utf8_lossy(&follower.next().await.unwrap().unwrap()));
+            }
+        };
+        tokio::time::timeout(PATIENCE, to_the_end).await.unwrap();
+        for line in ["the entrypoint runs as process", "hello: listening on", "form-init: stopping"] {
+            assert_eq!(followed.matches(line).count(), 1, "{line} in {followed}");
+        }
+        let kept = console(&vm).await;
+        assert!(followed.trim_end().ends_with(kept.trim_end()), "what is kept is the end: {kept}");
+
+        let logs = std::fs::read_dir(host.instances.join("story")).unwrap().flatten();
+        let names: Vec<_> = logs.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        assert!(names.contains(&"console.log.1".into()), "{names:?}");
+        assert!(!names.contains(&"console.log.3".into()), "{names:?}");
+    });
+}
