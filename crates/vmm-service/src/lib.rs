@@ -13,6 +13,7 @@
 
 pub mod accel;
 mod atomic;
+mod config;
 pub mod disk;
 pub mod driver;
 mod error;
@@ -21,13 +22,16 @@ pub mod net;
 mod reports;
 mod restart;
 mod rotate;
+mod service;
 pub mod store;
 mod sys;
 mod vm;
 mod watch;
 
 pub use accel::Accelerator;
+pub use config::Config;
 pub use error::{Error, Result};
 pub use restart::RestartPolicy;
-pub use store::{Exit, Nic, VmSpec};
+pub use service::{RunError, gateways, run, stop_all};
+pub use store::{Exit, Nic, Port, VmSpec};
 pub use vm::{Host, Phase, Vm, VmStatus, open_all, sweep};

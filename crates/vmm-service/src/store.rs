@@ -14,6 +14,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use form_guest::{GuestConfig, MacAddr};
 use rustix::fs::{FlockOperation, flock};
@@ -28,6 +29,15 @@ use crate::restart::RestartPolicy;
 pub struct VmSpec {
     /// Unique for ever on this node: letters, digits and `-`, at most 64. Names the directory and the taps.
     pub uid: String,
+    /// Counts the changes of the spec. A run of another generation is ended and begun anew.
+    #[serde(default)]
+    pub generation: u64,
+    /// The package that `base` was made from, for people.
+    #[serde(default)]
+    pub package_digest: String,
+    /// What the workload listens on, for names.
+    #[serde(default)]
+    pub ports: Vec<Port>,
     /// Virtual processors, 1 to 255.
     pub vcpus: u32,
     /// Memory in MiB, at least 64.
@@ -42,6 +52,15 @@ pub struct VmSpec {
     pub guest: GuestConfig,
     /// What follows the workload's end.
     pub restart: RestartPolicy,
+}
+
+/// A port that the workload listens on, as formation.v1.Port has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// 1 to 65535.
+    pub number: u32,
+    /// A `formation.v1.Port.Protocol`.
+    pub protocol: i32,
 }
 
 /// A network card: a tap on a bridge of this node.
@@ -99,9 +118,9 @@ impl Exit {
 }
 
 /// What is wanted of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Wanted {
-    pub(crate) spec: VmSpec,
+    pub(crate) spec: Arc<VmSpec>,
     pub(crate) goal: Goal,
 }
 
@@ -113,18 +132,30 @@ pub(crate) enum Goal {
     Delete,
 }
 
+impl Goal {
+    pub(crate) fn power(on: bool) -> Self {
+        if on { Self::Run } else { Self::Stop }
+    }
+}
+
 /// What is remembered of an instance.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct State {
     /// A run was begun and its end is not yet accounted for.
     pub(crate) running: bool,
+    /// The generation of the spec that the last run was begun with.
+    #[serde(default)]
+    pub(crate) generation: u64,
+    /// What the overlay lies over.
+    #[serde(default)]
+    pub(crate) base: Option<PathBuf>,
     /// When the last run began, in seconds since 1970.
     pub(crate) started_at: Option<u64>,
     /// The policy said not to start again, until someone asks.
     pub(crate) finished: bool,
     /// Runs in a row that ended before they were healthy.
     pub(crate) failures: u32,
-    /// All restarts.
+    /// Restarts since the spec changed.
     pub(crate) restarts: u32,
     /// How the last run ended.
     pub(crate) last_exit: Option<Exit>,
@@ -202,6 +233,12 @@ impl Store {
 
     pub(crate) fn set_state(&self, state: &State) -> Result<()> {
         atomic::write_json(&self.file("state.json"), state)
+    }
+
+    /// Removes a file of the directory, if it is there.
+    pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
+        let path = self.file(name);
+        fs::remove_file(&path).or_else(absent_is_fine).map_err(file("delete", &path))
     }
 
     /// Removes what was being written when a process before us was killed.

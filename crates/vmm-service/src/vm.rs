@@ -116,6 +116,10 @@ pub struct VmStatus {
     pub last_exit: Option<Exit>,
     /// What stands in the way, for a person; it is being tried again.
     pub problem: Option<String>,
+    /// The generation of the spec that all of the above is about.
+    pub generation: u64,
+    /// What is wanted, which may be of a later generation.
+    pub spec: Arc<VmSpec>,
 }
 
 /// A handle to a virtual machine.
@@ -135,25 +139,28 @@ struct Command {
 
 #[derive(Debug)]
 enum Change {
+    /// This goal, and all that the policy has decided is forgotten.
     Goal(Goal),
-    Spec(Box<VmSpec>),
+    /// This goal, unless it is the goal already.
+    Power(Goal),
+    /// This spec; a run of another generation is ended and begun anew.
+    Spec(Arc<VmSpec>, Goal),
 }
 
 impl Vm {
-    /// Creates a virtual machine that is to run; when this returns, it will, whatever happens to this process.
+    /// Creates a virtual machine; when this returns, what is wanted will be, whatever happens to this process.
     ///
-    /// Where it exists, it gets the new spec, which counts from its next start.
+    /// Where it exists, it gets the new spec.
     ///
     /// # Errors
     /// If the spec is invalid, the instance is driven by someone else, or the disk refuses.
-    pub fn ensure(host: &Arc<Host>, spec: VmSpec) -> Result<Self> {
+    pub fn ensure(host: &Arc<Host>, spec: VmSpec, on: bool) -> Result<Self> {
         spec.validate()?;
         let store = Store::create(&host.instances, &spec.uid)?;
-        let wanted = match store.wanted()? {
-            Some(Wanted { goal: Goal::Delete, .. }) => return Err(Error::NotFound { uid: spec.uid }),
-            Some(Wanted { goal, .. }) => Wanted { spec, goal },
-            None => Wanted { spec, goal: Goal::Run },
-        };
+        if let Some(Wanted { goal: Goal::Delete, .. }) = store.wanted()? {
+            return Err(Error::NotFound { uid: spec.uid });
+        }
+        let wanted = Wanted { spec: Arc::new(spec), goal: Goal::power(on) };
         store.set_wanted(&wanted)?;
         Self::spawn(host, store, wanted)
     }
@@ -184,6 +191,8 @@ impl Vm {
             started_at: state.started_at,
             last_exit: state.last_exit.clone(),
             problem: None,
+            generation: state.generation,
+            spec: Arc::clone(&wanted.spec),
         });
         let uid = wanted.spec.uid.clone();
         let directory = store.path().to_owned();
@@ -223,16 +232,24 @@ impl Vm {
         self.ask(Change::Goal(Goal::Delete)).await
     }
 
-    /// Gives it another spec, which counts from its next start.
+    /// Wants it on or off. To say what was said before changes nothing: a policy that gave up has still given up.
+    ///
+    /// # Errors
+    /// If that cannot be written down, or the instance is deleted.
+    pub async fn set_power(&self, on: bool) -> Result<()> {
+        self.ask(Change::Power(Goal::power(on))).await
+    }
+
+    /// Wants it to be as `spec` says, on or off. A run of another generation is ended in good order and begun anew.
     ///
     /// # Errors
     /// If the spec is invalid or another instance's, if it cannot be written down, or the instance is deleted.
-    pub async fn update(&self, spec: VmSpec) -> Result<()> {
+    pub async fn update(&self, spec: VmSpec, on: bool) -> Result<()> {
         spec.validate()?;
         if spec.uid != self.uid {
             return Err(Error::InvalidSpec { field: "uid", reason: "never changes; create another instance" });
         }
-        self.ask(Change::Spec(Box::new(spec))).await
+        self.ask(Change::Spec(Arc::new(spec), Goal::power(on))).await
     }
 
     async fn ask(&self, change: Change) -> Result<()> {
@@ -432,7 +449,11 @@ impl Actor {
 
     /// Every part is made only if it is not there, so this may be cut short anywhere and begun again.
     async fn bring_up(&mut self) -> Result<Box<dyn Running>> {
-        let spec = &self.wanted.spec;
+        let spec = Arc::clone(&self.wanted.spec);
+        if self.state.base.as_ref() != Some(&spec.base) {
+            // Another package: what was written over the old one is of no use to it.
+            self.store.remove_file("root.qcow2")?;
+        }
         disk::ensure_overlay(&spec.base, &self.store.file("root.qcow2"), spec.disk_mib).await?;
         disk::write_config(&self.store.file("config.raw"), &spec.guest)?;
         let mut taps = Vec::new();
@@ -452,6 +473,8 @@ impl Actor {
         // Cleared before the run is written down: reports that are there then belong to it.
         Reports::clear(&self.store.file("reports.jsonl"))?;
         self.state.running = true;
+        self.state.generation = spec.generation;
+        self.state.base = Some(spec.base.clone());
         self.state.started_at = Some(now());
         self.save().await?;
         self.host.driver.start(&self.store, &machine).await
@@ -471,7 +494,8 @@ impl Actor {
                 machine.reopen_console().await?;
             }
             let now = Instant::now();
-            if self.wanted.goal != Goal::Run && stopping.is_none() {
+            let outdated = self.state.generation != self.wanted.spec.generation;
+            if (self.wanted.goal != Goal::Run || outdated) && stopping.is_none() {
                 let grace = Duration::from_secs(self.wanted.spec.guest.grace_seconds.into());
                 stopping = Some((now, now + grace + GRACE_MARGIN));
             }
@@ -534,24 +558,41 @@ impl Actor {
     }
 
     /// Writes down what is wanted, then acknowledges. A deletion is final.
-    async fn obey(&mut self, command: Command) {
-        let (mut wanted, mut state) = (self.wanted.clone(), self.state.clone());
-        match command.change {
-            Change::Goal(_) if wanted.goal == Goal::Delete => {}
-            Change::Goal(goal) => wanted.goal = goal,
-            Change::Spec(ref spec) => wanted.spec = (**spec).clone(),
+    async fn obey(&mut self, Command { change, done }: Command) {
+        let mut wanted = self.wanted.clone();
+        let anew = match change {
+            _ if wanted.goal == Goal::Delete => false,
+            Change::Power(goal) if goal == wanted.goal => false,
+            Change::Goal(goal) | Change::Power(goal) => {
+                wanted.goal = goal;
+                goal == Goal::Run
+            }
+            Change::Spec(spec, goal) => {
+                let anew = spec != wanted.spec || goal != wanted.goal;
+                wanted = Wanted { spec, goal };
+                anew
+            }
+        };
+        if !anew && wanted == self.wanted {
+            let _ = done.send(Ok(()));
+            return;
         }
-        if matches!(command.change, Change::Goal(Goal::Run)) {
+        let mut state = self.state.clone();
+        if anew {
             state.finished = false;
             state.failures = 0;
         }
+        if wanted.spec.generation != self.wanted.spec.generation {
+            state.restarts = 0;
+        }
         let written = self.write(Some(wanted.clone()), state.clone()).await;
         if written.is_ok() {
+            self.status.send_modify(|status| status.spec = Arc::clone(&wanted.spec));
             self.wanted = wanted;
             self.state = state;
         }
         // Whoever asked may have gone; what is wanted stays wanted.
-        let _ = command.done.send(written);
+        let _ = done.send(written);
     }
 
     async fn save(&self) -> Result<()> {
@@ -578,6 +619,9 @@ impl Actor {
             started_at: self.state.started_at,
             last_exit: self.state.last_exit.clone(),
             problem: None,
+            // A machine that is up is of the generation that it was started with.
+            generation: if pid.is_some() { self.state.generation } else { self.wanted.spec.generation },
+            spec: Arc::clone(&self.wanted.spec),
         };
         self.status.send_if_modified(|status| {
             let changed = *status != next;

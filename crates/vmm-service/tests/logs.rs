@@ -15,7 +15,7 @@ fn a_console_is_rotated_under_a_running_machine_and_stays_within_its_bounds() {
         let spec = stage.hello();
         let host = Arc::into_inner(stage.host).expect("nobody else has it yet");
         let host = Arc::new(Host { console_limit: 40, ..host });
-        let vm = Vm::ensure(&host, spec).unwrap();
+        let vm = Vm::ensure(&host, spec).unwrap(, true);
         let mut follower = vm.logs(None, true).await.unwrap();
         reaches(&vm, Phase::Running).await;
         vm.stop().await.unwrap();

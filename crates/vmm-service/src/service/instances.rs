@@ -23,7 +23,7 @@ use super::RunError;
 use super::address::{Addresses, mac};
 use super::images::{ImageError, Images};
 use crate::config::Config;
-use crate::{Accelerator, Exit, Host, Nic, Phase, RestartPolicy, Vm, VmSpec, VmStatus, open_all};
+use crate::{Accelerator, Exit, Host, Nic, Phase, Port, RestartPolicy, Vm, VmSpec, VmStatus, open_all};
 
 type Instance = Object<kinds::Instance>;
 
@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const DEFAULT_GRACE: u32 = 10;
 
 #[derive(Debug, thiserror::Error)]
-pub enum InstanceError {
+pub(super) enum InstanceError {
     #[error(transparent)]
     Client(#[from] form_client::Error),
     #[error(transparent)]
@@ -154,7 +154,7 @@ impl Instances {
         let on = instance.spec.power() == Power::On;
         let machine = match known {
             // What it runs was decided when its spec was last changed; a new package waits for the next change.
-            Some(machine) if machine.status().generation == instance.meta.generation => {
+            Some(machine) if machine.status().spec.generation == instance.meta.generation => {
                 machine.set_power(on).await?;
                 machine
             }
@@ -167,7 +167,7 @@ impl Instances {
                 };
                 let machine = match known {
                     Some(machine) => {
-                        machine.apply(spec, on).await?;
+                        machine.update(spec, on).await?;
                         machine
                     }
                     None => Vm::ensure(&self.host, spec, on)?,
@@ -243,7 +243,7 @@ impl Instances {
             uid: meta.uid.clone(),
             generation: meta.generation,
             package_digest: package.spec.digest,
-            ports: package.spec.ports.iter().map(|port| (port.port, port.protocol)).collect(),
+            ports: package.spec.ports.iter().map(|port| Port { number: port.port, protocol: port.protocol }).collect(),
             vcpus: instance.status.vcpu,
             memory_mib: instance.status.memory_mib.into(),
             disk_mib: sizes.disk_mib.into(),
@@ -314,7 +314,7 @@ impl Instances {
     async fn sweep(&self) {
         let _guard = self.images.lock().await;
         let machines: Vec<Vm> = self.machines().by_uid.values().cloned().collect();
-        let used: HashSet<PathBuf> = machines.iter().map(|machine| machine.status().base).collect();
+        let used: HashSet<PathBuf> = machines.iter().map(|machine| machine.status().spec.base.clone()).collect();
         self.images.sweep(&used);
     }
 
@@ -328,7 +328,7 @@ impl Instances {
             restarts: machine.restarts,
             started_at: machine.started_at.map(|seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds))),
             observed_generation: machine.generation,
-            package_digest: machine.package_digest.clone(),
+            package_digest: machine.spec.package_digest.clone(),
             ports: ports(machine),
             phase: phase.into(),
             ..instance.status.clone()
@@ -404,6 +404,6 @@ fn exit_code(exit: &Exit) -> Option<i32> {
 }
 
 fn ports(machine: &VmStatus) -> Vec<form_types::v1::Port> {
-    let ports = machine.ports.iter();
-    ports.map(|(port, protocol)| form_types::v1::Port { port: *port, protocol: *protocol }).collect()
+    let ports = machine.spec.ports.iter();
+    ports.map(|port| form_types::v1::Port { port: port.number, protocol: port.protocol }).collect()
 }

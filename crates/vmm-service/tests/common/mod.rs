@@ -115,6 +115,9 @@ impl Stage {
     pub(crate) fn hello(&self) -> VmSpec {
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);
         VmSpec {
+            generation: 1,
+            package_digest: String::new(),
+            ports: Vec::new(),
             uid: "story".into(),
             vcpus: 1,
             memory_mib: 192,
