@@ -16,6 +16,7 @@ mod atomic;
 pub mod disk;
 pub mod driver;
 mod error;
+mod host;
 pub mod logs;
 pub mod net;
 mod reports;
@@ -28,6 +29,7 @@ mod watch;
 
 pub use accel::Accelerator;
 pub use error::{Error, Result};
+pub use host::{Host, open_all, sweep};
 pub use restart::RestartPolicy;
 pub use store::{Exit, Nic, VmSpec};
-pub use vm::{Host, Phase, Vm, VmStatus, open_all, sweep};
+pub use vm::{Phase, Vm, VmStatus};
