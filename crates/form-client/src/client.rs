@@ -210,7 +210,11 @@ impl Client {
             Error::Unauthenticated(text) => Problem::unauthenticated(text),
             error => {
                 tracing::warn!(error = form_service::run::chain(&error), "a token could not be judged");
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "who you are cannot be asked now; try again")
+                Problem::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "unavailable",
+                    "who you are cannot be asked now; try again",
+                )
             }
         })?;
         if !caller.may(access, project) {

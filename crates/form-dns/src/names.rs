@@ -84,7 +84,9 @@ impl Controller for Instances {
     async fn listed(&self, all: &[Object<kinds::Instance>]) {
         // Before the first answer: a name that exists must not be denied because it has not been looked at yet.
         for instance in all {
-            if let Err(error) = self.0.zones.upsert(&format!("Instance/{}", ResourceName::of(instance)), self.records(instance)) {
+            if let Err(error) =
+                self.0.zones.upsert(&format!("Instance/{}", ResourceName::of(instance)), self.records(instance))
+            {
                 tracing::warn!(%error, "an instance has no name");
             }
         }
@@ -110,7 +112,8 @@ impl Instances {
         }
         for port in &instance.status.ports {
             let protocol = if port.protocol() == Protocol::Udp { "_udp" } else { "_tcp" };
-            let service = Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(&host));
+            let service =
+                Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(&host));
             if let (Ok(service), Ok(number)) = (service, u16::try_from(port.port)) {
                 let data = RData::SRV(SRV::new(0, 0, number, host.clone()));
                 records.push(Record::from_rdata(service, ttl, data));
@@ -127,7 +130,11 @@ impl Controller for Nodes {
     type Kind = kinds::Node;
     type Error = crate::ZoneError;
 
-    async fn reconcile(&self, _: &ResourceName, wanted: Option<Object<kinds::Node>>) -> Result<Action, crate::ZoneError> {
+    async fn reconcile(
+        &self,
+        _: &ResourceName,
+        wanted: Option<Object<kinds::Node>>,
+    ) -> Result<Action, crate::ZoneError> {
         // The zones of a node that left stay: they are the cluster's own ranges, and hold nothing any more.
         let Some(node) = wanted else { return Ok(Action::Wait) };
         let prefixes = [&node.spec.ipv4_prefix, &node.spec.ipv6_prefix].into_iter();
@@ -230,7 +237,8 @@ impl Controller for Records {
         let (made, action) = match self.place(&record) {
             Some((origin, ttl)) => (rrset(&record, &origin, ttl), Action::Wait),
             None => {
-                let text = format!("there is no zone {:?} in project {} that is served", record.spec.zone, name.project);
+                let text =
+                    format!("there is no zone {:?} in project {} that is served", record.spec.zone, name.project);
                 (Err(text), Action::After(ZONE_PATIENCE))
             }
         };

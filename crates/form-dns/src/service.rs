@@ -61,7 +61,8 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
         ServerConfig { addresses: config.listen.clone(), ..ServerConfig::default() },
     )?;
     zones.add_zone(names.zone(cluster.clone(), config.instance_ttl))?;
-    let ns = name("ns")?.append_domain(&cluster).map_err(|source| RunError::Zone { zone: config.zone.clone(), source })?;
+    let ns =
+        name("ns")?.append_domain(&cluster).map_err(|source| RunError::Zone { zone: config.zone.clone(), source })?;
     zones.upsert("form-dns", glue(&ns, &server.addresses()?))?;
 
     let mut following = JoinSet::new();
@@ -72,12 +73,12 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let user_zones = UserZones { names, records: nudge_records };
     follow(&mut following, &client, user_zones, reconcile::nudges().1);
 
-    let listener = TcpListener::bind(config.admin)
-        .await
-        .map_err(|source| RunError::Listen { address: config.admin, source })?;
+    let listener =
+        TcpListener::bind(config.admin).await.map_err(|source| RunError::Listen { address: config.admin, source })?;
     let tls = context.identity.server()?;
     let health = context.health.clone();
-    let admin = listener::serve(listener, tls, axum::Router::new(), health, Limits::default(), context.shutdown.clone());
+    let admin =
+        listener::serve(listener, tls, axum::Router::new(), health, Limits::default(), context.shutdown.clone());
     let answers = async {
         // Not before all is known: until then "there is no such name" would be a guess. Who asks tries again.
         tokio::select! {

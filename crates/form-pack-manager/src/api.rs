@@ -53,7 +53,8 @@ async fn upload(
             Ok((StatusCode::CREATED, Json(json!({"digest": digest, "size": blob.size}))).into_response())
         }
         Ok(Err(StoreError::Source(error))) => {
-            let text = format!("the build context did not come whole, or is too large: {}", form_service::run::chain(&error));
+            let text =
+                format!("the build context did not come whole, or is too large: {}", form_service::run::chain(&error));
             Err(Problem::bad_request(text))
         }
         Ok(Err(error)) => Err(failed(&error)),

@@ -113,8 +113,7 @@ impl Builds {
         let name = &build.spec.package;
         let object = Object::<kinds::Package>::new(&build.meta.project, name, spec_of(package));
         let mut object = self.client.apply(object).await?;
-        object.status =
-            PackageStatus { ready: true, message: String::new(), sources: vec![self.url.clone()] };
+        object.status = PackageStatus { ready: true, message: String::new(), sources: vec![self.url.clone()] };
         self.client.update_status(object).await?;
         Ok(())
     }

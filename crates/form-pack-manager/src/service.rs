@@ -52,9 +52,8 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let (_nudge, nudges) = reconcile::nudges();
     let following = tokio::spawn(reconcile::run(client.clone(), "", builds, options, nudges));
 
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
     let limits = Limits {
         body_bytes: usize::try_from(config.max_context_mib << 20).unwrap_or(usize::MAX),
         // A build context may come over a slow line.

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Live, Sources};
-use crate::logs::LogHandle;
 use crate::identity::IdentityError;
+use crate::logs::LogHandle;
 use crate::{Health, Identity, listener, logs};
 
 /// What a service is run with.

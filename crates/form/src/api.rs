@@ -145,7 +145,13 @@ impl Api {
     }
 
     /// Creates or replaces; a revision in `resource` is a condition.
-    pub(crate) async fn apply(&self, kind: &KindInfo, project: &str, name: &str, resource: &Value) -> Result<Value, Error> {
+    pub(crate) async fn apply(
+        &self,
+        kind: &KindInfo,
+        project: &str,
+        name: &str,
+        resource: &Value,
+    ) -> Result<Value, Error> {
         self.value(self.http.request(Method::PUT, self.url(kind, project, name)).json(resource)).await
     }
 
@@ -219,7 +225,9 @@ pub(crate) fn object<K: Kind>(json: Value) -> Result<Object<K>, Error> {
 
 async fn send(request: RequestBuilder) -> Result<Response, Error> {
     let response = request.send().await.map_err(|source| {
-        let url = source.url().map_or_else(String::new, |url| format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(443)));
+        let url = source.url().map_or_else(String::new, |url| {
+            format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(443))
+        });
         Error::Unreachable { url, source: source.without_url() }
     })?;
     let status = response.status();

@@ -4,10 +4,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::cli;
 use crate::error::Error;
 use crate::output::say;
 use crate::up::Config;
-use crate::cli;
 
 /// One thing that is needed: what it is, and, where it is missing, why it matters and how to get it.
 struct Check {
@@ -25,7 +25,11 @@ pub(crate) fn doctor(flags: &cli::Up) -> Result<(), Error> {
         }
     }
     let missing = checks.iter().filter(|check| check.mend.is_some()).count();
-    if missing == 0 { say("\nthis machine can run the cloud") } else { Err(Error::Failed(format!("{missing} things are missing"))) }
+    if missing == 0 {
+        say("\nthis machine can run the cloud")
+    } else {
+        Err(Error::Failed(format!("{missing} things are missing")))
+    }
 }
 
 fn checks(config: &Config) -> Vec<Check> {

@@ -53,8 +53,9 @@ fn main() -> ExitCode {
         Command::Pack(Pack::Inspect { name, project }) => {
             client().and_then(|api| wait(|| verbs::inspect_package(api, project.project, name)))
         }
-        Command::Token(Token::Create { name, role, project, description, expires_at }) => client()
-            .and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at))),
+        Command::Token(Token::Create { name, role, project, description, expires_at }) => {
+            client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
+        }
         Command::Token(Token::List { output }) => {
             client().and_then(|api| wait(|| verbs::list_tokens(api, output.output)))
         }

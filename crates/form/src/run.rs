@@ -40,8 +40,9 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
         cli::Restart::Never => Restart::Never,
     });
     for setting in &args.env {
-        let (key, value) =
-            setting.split_once('=').ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
         spec.env.insert(key.to_owned(), value.to_owned());
     }
     let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
@@ -85,7 +86,8 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
     }
     let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
     let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
-    let url = url.ok_or_else(|| Error::Failed("no node says where its package store is; see `form status`".to_owned()))?;
+    let url =
+        url.ok_or_else(|| Error::Failed("no node says where its package store is; see `form status`".to_owned()))?;
 
     // Into a file first: a directory that changes meanwhile must not break an upload in its middle.
     let directory = dir.to_owned();

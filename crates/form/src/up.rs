@@ -176,7 +176,8 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
     let config = Arc::clone(&context.config.borrow());
     let _lock = lock(&config.data_dir)?;
     let endpoint = Endpoint(config.at(config.state_port));
-    let cloud = Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
+    let cloud =
+        Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
     let config = &cloud.config;
     context.health.done(form_service::listener::LISTENING);
     context.health.wait_for("cloud", "its services start");
@@ -259,11 +260,7 @@ async fn names(
 }
 
 /// Says that the cloud is up, once all of it is, and where.
-async fn announce(
-    context: form_service::Context<Config>,
-    state: Endpoint,
-    ready: [Health; 4],
-) -> Result<(), UpError> {
+async fn announce(context: form_service::Context<Config>, state: Endpoint, ready: [Health; 4]) -> Result<(), UpError> {
     let started = Instant::now();
     for health in &ready {
         tokio::select! {
@@ -330,9 +327,13 @@ pub(crate) async fn down(flags: cli::Down) -> Result<(), Error> {
     if was_up {
         let mut text = String::new();
         file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(Error::file(&path))?;
-        let pid = text.trim().parse::<i32>().map_err(|_| Error::Failed(format!("{}: holds no process id", path.display())))?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM)
-            .map_err(|error| Error::Failed(format!("process {pid}, which runs the cloud, cannot be told to stop: {error}")))?;
+        let pid = text
+            .trim()
+            .parse::<i32>()
+            .map_err(|_| Error::Failed(format!("{}: holds no process id", path.display())))?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|error| {
+            Error::Failed(format!("process {pid}, which runs the cloud, cannot be told to stop: {error}"))
+        })?;
         let bar = progress::waiting("waiting for the cloud to stop");
         tokio::task::spawn_blocking(move || file.lock())
             .await

@@ -53,7 +53,8 @@ pub(crate) async fn get(api: Api, args: cli::Get) -> Result<(), Error> {
     if args.all_projects && !kind.is_cluster_scoped() {
         return get_everywhere(&api, kind, &args.selector, format, args.watch).await;
     }
-    let wanted = |item: &Value| args.name.as_deref().is_none_or(|name| item.get("name").and_then(Value::as_str) == Some(name));
+    let wanted =
+        |item: &Value| args.name.as_deref().is_none_or(|name| item.get("name").and_then(Value::as_str) == Some(name));
     let mut listed = api.list(kind, &project, &args.selector).await?;
     listed.items.retain(wanted);
     show(kind, &listed.items, false, format)?;
@@ -92,10 +93,15 @@ pub(crate) async fn delete(api: Api, args: cli::Delete) -> Result<(), Error> {
         let gone = api.delete(kind, project, name).await?;
         if !gone && !args.no_wait && kind.name == kinds::Instance::INFO.name {
             let bar = progress::waiting(format!("{name} is being cleaned up"));
-            api.wait_for(project, name, |found: Option<&Object<kinds::Instance>>| found.is_none().then_some(())).await?;
+            api.wait_for(project, name, |found: Option<&Object<kinds::Instance>>| found.is_none().then_some(()))
+                .await?;
             bar.finish_and_clear();
         }
-        say(format_args!("{} {name} is {}", kind.name.to_lowercase(), if gone || !args.no_wait { "gone" } else { "going" }))?;
+        say(format_args!(
+            "{} {name} is {}",
+            kind.name.to_lowercase(),
+            if gone || !args.no_wait { "gone" } else { "going" }
+        ))?;
     }
     Ok(())
 }
@@ -173,7 +179,17 @@ pub(crate) async fn instance(api: Api, args: cli::Instance) -> Result<(), Error>
     if !named.no_wait {
         wait_until(&api, &instance, wanted).await?;
     }
-    say(format_args!("instance {} is {}", named.name, if named.no_wait { "told" } else if wanted == [Phase::Stopped] { "stopped" } else { "running" }))
+    say(format_args!(
+        "instance {} is {}",
+        named.name,
+        if named.no_wait {
+            "told"
+        } else if wanted == [Phase::Stopped] {
+            "stopped"
+        } else {
+            "running"
+        }
+    ))
 }
 
 /// Waits until the instance has this spec and one of these phases; a failure that will not pass by itself ends it.

@@ -27,8 +27,11 @@ pub(crate) fn is_due(directory: &Path, limit: u64) -> bool {
     }
 }
 
-/// Moves every log one place on; the oldest is overwritten.
+/// Moves every log one place on; the oldest is overwritten. Nothing is moved for a log that was moved away before.
 pub(crate) fn shift(directory: &Path) -> Result<()> {
+    if !path(directory, 0).exists() {
+        return Ok(());
+    }
     for age in (0..KEPT).rev() {
         let from = path(directory, age);
         if from.exists() {
@@ -53,5 +56,7 @@ mod tests {
         assert_eq!(fs::read_to_string(path(directory.path(), 1)).unwrap(), "fourth");
         assert_eq!(fs::read_to_string(path(directory.path(), 2)).unwrap(), "third");
         assert!(!path(directory.path(), 3).exists());
+        shift(directory.path()).unwrap();
+        assert_eq!(fs::read_to_string(path(directory.path(), 1)).unwrap(), "fourth", "cut short, it is not done twice");
     }
 }

@@ -78,9 +78,8 @@ async fn serve(
     instances: Arc<Instances>,
     nudges: tokio::sync::mpsc::Receiver<form_client::Name>,
 ) -> Result<(), RunError> {
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| RunError::Listen { address: config.listen, source })?;
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
     let tls = context.identity.server()?;
     let background = [
         tokio::spawn(node::keep_ready(client.clone(), Arc::clone(config), instances.accelerator())),

@@ -8,7 +8,7 @@ use vmm_service::{Phase, RestartPolicy, Vm};
 #[test]
 fn a_machine_boots_answers_stops_in_good_order_and_leaves_nothing() {
     story(|stage| async move {
-        let vm = Vm::ensure(&stage.host, stage.hello()).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, stage.hello(), true).unwrap();
         let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
         assert!(get(ADDRESS_V6).await.ends_with("Hello from greeter!\n"), "IPv6, without waiting for DAD");
@@ -40,7 +40,7 @@ fn a_workload_that_fails_is_told_with_its_exit_code_and_tried_again_while_the_po
         let mut spec = stage.hello();
         spec.guest.env.insert("PORT".into(), "none".into());
         spec.restart = RestartPolicy::OnFailure;
-        let vm = Vm::ensure(&stage.host, spec).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, spec, true).unwrap();
 
         let status = reaches(&vm, Phase::BackOff).await;
         assert_eq!(status.last_exit.unwrap().code, Some(1));
@@ -58,7 +58,7 @@ fn a_machine_whose_workload_cannot_start_says_why() {
     story(|stage| async move {
         let mut spec = stage.hello();
         spec.guest.user = "nobody".into();
-        let vm = Vm::ensure(&stage.host, spec).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, spec, true).unwrap();
         let reason = reaches(&vm, Phase::Failed).await.last_exit.unwrap().reason.unwrap();
         assert!(reason.contains("/etc/passwd has no user \"nobody\""), "{reason}");
     });
@@ -69,7 +69,7 @@ fn a_machine_that_does_not_listen_is_switched_off_after_its_grace() {
     story(|stage| async move {
         let mut spec = stage.hello();
         spec.guest.grace_seconds = 0;
-        let vm = Vm::ensure(&stage.host, spec).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, spec, true).unwrap();
         let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
         // Deaf: neither the guest nor QEMU itself can hear anything any more.
         let process = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
@@ -86,7 +86,7 @@ fn a_machine_that_cannot_be_made_yet_says_why_and_is_made_once_it_can() {
     story(|stage| async move {
         let mut spec = stage.hello();
         spec.nics[0].bridge = "br-late".into();
-        let vm = Vm::ensure(&stage.host, spec).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, spec, true).unwrap();
         let mut watch = vm.watch();
         let status = watch.wait_for(|status| status.problem.is_some()).await.unwrap().clone();
         assert_eq!(status.phase, Phase::BackOff);

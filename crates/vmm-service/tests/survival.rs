@@ -29,7 +29,7 @@ fn the_daemon() {
         let spec: VmSpec = serde_json::from_slice(&std::fs::read(directory.join("spec.json")).unwrap()).unwrap();
         let guest = std::env::var_os("FORMATION_GUEST").map(PathBuf::from).expect("FORMATION_GUEST");
         let host = common::host(&directory, &guest);
-        let vm = Vm::ensure(&host, spec).unwrap(, true);
+        let vm = Vm::ensure(&host, spec, true).unwrap();
         let mut status = vm.watch();
         // The test harness has left its own line unfinished.
         println!();
@@ -133,7 +133,7 @@ fn appears(directory: &Path, name: &str) {
 #[test]
 fn two_daemons_do_not_drive_one_machine() {
     story(|stage| async move {
-        let vm = Vm::ensure(&stage.host, stage.hello()).unwrap(, true);
+        let vm = Vm::ensure(&stage.host, stage.hello(), true).unwrap();
         assert!(matches!(Vm::open(&stage.host, "story"), Err(Error::Locked { .. })));
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;

@@ -8,6 +8,7 @@ mod modules;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -30,6 +31,10 @@ enum Task {
 }
 
 fn main() -> anyhow::Result<()> {
+    // Every path here is seen from the workspace's root, wherever cargo was called.
+    if let Some(here) = std::env::var_os("CARGO_MANIFEST_DIR") {
+        std::env::set_current_dir(PathBuf::from(here).join("../..")).context("cannot enter the workspace")?;
+    }
     match Args::parse().task {
         Task::Guest { out } => {
             let guest = guest::build(&out)?;

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use form_types::v1::NodeSpec;
 use form_guest::MacAddr;
+use form_types::v1::NodeSpec;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A node's prefixes. Host number 1 is the node itself; instances have the same number in both.

@@ -23,9 +23,11 @@ struct Api {
 }
 
 pub(super) fn routes(client: Client, instances: Arc<Instances>, shutdown: CancellationToken) -> Router {
-    Router::new()
-        .route("/v1/projects/{project}/instances/{name}/logs", get(logs))
-        .with_state(Api { client, instances, shutdown })
+    Router::new().route("/v1/projects/{project}/instances/{name}/logs", get(logs)).with_state(Api {
+        client,
+        instances,
+        shutdown,
+    })
 }
 
 #[derive(Default, Deserialize)]

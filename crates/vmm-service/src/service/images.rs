@@ -69,7 +69,11 @@ impl Images {
             match self.fetch(source, &disk.digest, &path, image).await {
                 Ok(()) => return Ok(path),
                 Err(error) => {
-                    tracing::warn!(source, error = form_service::run::chain(&*error), "a root disk cannot be had there");
+                    tracing::warn!(
+                        source,
+                        error = form_service::run::chain(&*error),
+                        "a root disk cannot be had there"
+                    );
                 }
             }
         }

@@ -113,7 +113,9 @@ impl Instances {
         for (uid, machine) in open_all(&host)? {
             match machine {
                 Ok(machine) => drop(machines.by_uid.insert(uid, machine)),
-                Err(error) => tracing::warn!(uid, error = form_service::run::chain(&error), "a machine cannot be taken up"),
+                Err(error) => {
+                    tracing::warn!(uid, error = form_service::run::chain(&error), "a machine cannot be taken up")
+                }
             }
         }
         Ok(Self {
@@ -352,7 +354,8 @@ impl Instances {
         reason: &str,
         message: String,
     ) -> Result<(), InstanceError> {
-        let status = InstanceStatus { reason: reason.to_owned(), message, phase: phase.into(), ..instance.status.clone() };
+        let status =
+            InstanceStatus { reason: reason.to_owned(), message, phase: phase.into(), ..instance.status.clone() };
         self.write(instance, status).await
     }
 

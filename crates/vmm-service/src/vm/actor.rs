@@ -1,39 +1,20 @@
-//! One virtual machine, from its creation to its deletion.
-//!
-//! ```text
-//!                 ┌──────────────────────────── start ────────────────────────────┐
-//!                 ▼                                                               │
-//!   Pending ──▶ Starting ──entrypoint runs──▶ Running ──stop──▶ Stopping ──▶ Stopped / Failed
-//!                 ▲   │                         │                                 ▲
-//!                 │   ├───────── ended ─────────┤                                 │
-//!            delay over                         ├── the policy says no ───────────┘
-//!                 │   └─ cannot be made ─┐      │
-//!              BackOff ◀─────────────────┴──────┴── the policy says yes    any ──delete──▶ Deleted
-//! ```
-//!
-//! One task owns all of this. It takes [`Command`]s, and publishes a [`VmStatus`]; nobody else changes anything. What is
-//! wanted is on disk before a command is acknowledged, so the task may be killed at any await: [`Actor::resume`] is
-//! where every life of it begins, and it looks at the world before it believes what is written.
-//!
-//! Dropping the last [`Vm`] ends the task and leaves the machine alone.
+//! The task behind a [`Vm`](super::Vm); its picture is at the head of the module above.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use form_guest::Report;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{info, warn};
 
-use crate::accel::{self, Accelerator};
-use crate::driver::{Driver, Machine, Qemu, Running};
-use crate::error::{Error, Result, file};
-use crate::logs::LogReader;
-use crate::net::{Network, Tap};
+use super::{Change, Command, Phase, VmStatus};
+use crate::driver::{Machine, Running};
+use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::reports::Reports;
 use crate::restart::{HEALTHY, delay};
-use crate::store::{Exit, Goal, State, Store, VmSpec, Wanted};
+use crate::store::{Exit, Goal, State, Store, Wanted};
 use crate::watch::DirectoryWatch;
 use crate::{disk, rotate};
 
@@ -44,272 +25,14 @@ const PRESS_AGAIN: Duration = Duration::from_secs(1);
 /// How long until something that failed on our side is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// What all virtual machines of a node share.
-#[derive(Debug)]
-pub struct Host {
-    /// Has a directory for each instance.
-    pub instances: PathBuf,
-    /// The guests' kernel.
-    pub kernel: PathBuf,
-    /// The guests' initramfs.
-    pub initramfs: PathBuf,
-    /// See [`accel::probe`].
-    pub accelerator: Accelerator,
-    /// Where taps are made.
-    pub network: Network,
-    /// The size in bytes at which a console log is rotated; two rotated ones are kept.
-    pub console_limit: u64,
-    /// What runs the machines.
-    pub driver: Arc<dyn Driver>,
-}
-
-impl Host {
-    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works.
-    ///
-    /// # Errors
-    /// If `data` cannot be written, or the kernel gives no netlink socket.
-    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Arc<Self>> {
-        let instances = data.join("instances");
-        std::fs::create_dir_all(&instances).map_err(file("make", &instances))?;
-        let canonical = |path: &Path| path.canonicalize().map_err(file("find", path));
-        let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
-        let accelerator = accel::probe(data, &kernel, &initramfs).await?;
-        let network = Network::connect()?;
-        let (console_limit, driver) = (rotate::LIMIT, Arc::new(Qemu));
-        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, driver }))
-    }
-}
-
-/// Where a virtual machine is in its life; see the picture at the head of this module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Known, and nothing was done yet.
-    Pending,
-    /// Its disks and network are made, or it boots.
-    Starting,
-    /// Its entrypoint runs.
-    Running,
-    /// It was told to stop.
-    Stopping,
-    /// It ended, as was wanted or with success.
-    Stopped,
-    /// It ended without success and is not started again.
-    Failed,
-    /// It ended, and is started again after a while.
-    BackOff,
-    /// Nothing of it is left. No other phase follows.
-    Deleted,
-}
-
-/// What is known of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmStatus {
-    /// See [`Phase`].
-    pub phase: Phase,
-    /// The monitor's process, while there is one.
-    pub pid: Option<u32>,
-    /// How often the policy started it again.
-    pub restarts: u32,
-    /// When the last run began, in seconds since 1970.
-    pub started_at: Option<u64>,
-    /// How the last run ended.
-    pub last_exit: Option<Exit>,
-    /// What stands in the way, for a person; it is being tried again.
-    pub problem: Option<String>,
-    /// The generation of the spec that all of the above is about.
-    pub generation: u64,
-    /// What is wanted, which may be of a later generation.
-    pub spec: Arc<VmSpec>,
-}
-
-/// A handle to a virtual machine.
-#[derive(Clone, Debug)]
-pub struct Vm {
-    uid: String,
-    directory: PathBuf,
-    commands: mpsc::Sender<Command>,
-    status: watch::Receiver<VmStatus>,
-}
-
-#[derive(Debug)]
-struct Command {
-    change: Change,
-    done: oneshot::Sender<Result<()>>,
-}
-
-#[derive(Debug)]
-enum Change {
-    /// This goal, and all that the policy has decided is forgotten.
-    Goal(Goal),
-    /// This goal, unless it is the goal already.
-    Power(Goal),
-    /// This spec; a run of another generation is ended and begun anew.
-    Spec(Arc<VmSpec>, Goal),
-}
-
-impl Vm {
-    /// Creates a virtual machine; when this returns, what is wanted will be, whatever happens to this process.
-    ///
-    /// Where it exists, it gets the new spec.
-    ///
-    /// # Errors
-    /// If the spec is invalid, the instance is driven by someone else, or the disk refuses.
-    pub fn ensure(host: &Arc<Host>, spec: VmSpec, on: bool) -> Result<Self> {
-        spec.validate()?;
-        let store = Store::create(&host.instances, &spec.uid)?;
-        if let Some(Wanted { goal: Goal::Delete, .. }) = store.wanted()? {
-            return Err(Error::NotFound { uid: spec.uid });
-        }
-        let wanted = Wanted { spec: Arc::new(spec), goal: Goal::power(on) };
-        store.set_wanted(&wanted)?;
-        Self::spawn(host, store, wanted)
-    }
-
-    /// Takes up a virtual machine where it was left, running or not.
-    ///
-    /// # Errors
-    /// If there is none, or it is driven by someone else.
-    pub fn open(host: &Arc<Host>, uid: &str) -> Result<Self> {
-        let store = Store::open(&host.instances, uid)?;
-        match store.wanted()? {
-            Some(wanted) => Self::spawn(host, store, wanted),
-            // Killed between the directory and the file in it: nothing was acknowledged, nothing was made.
-            None => {
-                store.remove()?;
-                Err(Error::NotFound { uid: uid.to_owned() })
-            }
-        }
-    }
-
-    fn spawn(host: &Arc<Host>, store: Store, wanted: Wanted) -> Result<Self> {
-        let state = store.state()?;
-        let (commands, receiver) = mpsc::channel(16);
-        let (sender, status) = watch::channel(VmStatus {
-            phase: Phase::Pending,
-            pid: None,
-            restarts: state.restarts,
-            started_at: state.started_at,
-            last_exit: state.last_exit.clone(),
-            problem: None,
-            generation: state.generation,
-            spec: Arc::clone(&wanted.spec),
-        });
-        let uid = wanted.spec.uid.clone();
-        let directory = store.path().to_owned();
-        let span = info_span!("vm", uid);
-        let host = Arc::clone(host);
-        let actor = Actor { host, store: Arc::new(store), wanted, state, commands: receiver, status: sender };
-        tokio::spawn(actor.run().instrument(span));
-        Ok(Self { uid, directory, commands, status })
-    }
-
-    /// The spec's `uid`.
-    pub fn uid(&self) -> &str {
-        &self.uid
-    }
-
-    /// Wants it to run: also after its policy gave up, or in the middle of a delay.
-    ///
-    /// # Errors
-    /// If that cannot be written down, or the instance is deleted.
-    pub async fn start(&self) -> Result<()> {
-        self.ask(Change::Goal(Goal::Run)).await
-    }
-
-    /// Wants it to be stopped, in good order: by its power button, and by force after its grace.
-    ///
-    /// # Errors
-    /// If that cannot be written down, or the instance is deleted.
-    pub async fn stop(&self) -> Result<()> {
-        self.ask(Change::Goal(Goal::Stop)).await
-    }
-
-    /// Wants it to be gone, with its disk and its logs, after it is stopped in good order. Cannot be taken back.
-    ///
-    /// # Errors
-    /// If that cannot be written down, or the instance is deleted already.
-    pub async fn delete(&self) -> Result<()> {
-        self.ask(Change::Goal(Goal::Delete)).await
-    }
-
-    /// Wants it on or off. To say what was said before changes nothing: a policy that gave up has still given up.
-    ///
-    /// # Errors
-    /// If that cannot be written down, or the instance is deleted.
-    pub async fn set_power(&self, on: bool) -> Result<()> {
-        self.ask(Change::Power(Goal::power(on))).await
-    }
-
-    /// Wants it to be as `spec` says, on or off. A run of another generation is ended in good order and begun anew.
-    ///
-    /// # Errors
-    /// If the spec is invalid or another instance's, if it cannot be written down, or the instance is deleted.
-    pub async fn update(&self, spec: VmSpec, on: bool) -> Result<()> {
-        spec.validate()?;
-        if spec.uid != self.uid {
-            return Err(Error::InvalidSpec { field: "uid", reason: "never changes; create another instance" });
-        }
-        self.ask(Change::Spec(Arc::new(spec), Goal::power(on))).await
-    }
-
-    async fn ask(&self, change: Change) -> Result<()> {
-        let gone = || Error::NotFound { uid: self.uid.clone() };
-        let (done, answer) = oneshot::channel();
-        self.commands.send(Command { change, done }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
-
-    /// What is known of it now.
-    pub fn status(&self) -> VmStatus {
-        self.status.borrow().clone()
-    }
-
-    /// What is known of it, as it changes. Closes after [`Phase::Deleted`].
-    pub fn watch(&self) -> watch::Receiver<VmStatus> {
-        self.status.clone()
-    }
-
-    /// Its console: the last `tail` lines, or all that is kept; with `follow`, also what comes.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
-    pub async fn logs(&self, tail: Option<usize>, follow: bool) -> Result<LogReader> {
-        LogReader::open(&self.directory, tail, follow).await
-    }
-}
-
-/// Takes up every virtual machine of the host; those that cannot be are told with their reason.
-///
-/// # Errors
-/// If the directory of the instances cannot be read.
-pub fn open_all(host: &Arc<Host>) -> Result<Vec<(String, Result<Vm>)>> {
-    let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
-    let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(uids.map(|uid| (uid.clone(), Vm::open(host, &uid))).collect())
-}
-
-/// Deletes the taps of instances that are no more, and returns them. There are such only if an instance's directory was
-/// deleted by hand.
-///
-/// # Errors
-/// If the kernel refuses.
-pub async fn sweep(host: &Host) -> Result<Vec<Tap>> {
-    let mut left = host.network.taps().await?;
-    left.retain(|tap| !host.instances.join(&tap.uid).exists());
-    for tap in &left {
-        host.network.delete_taps(&tap.uid).await?;
-    }
-    Ok(left)
-}
-
 /// The task that owns one virtual machine.
-struct Actor {
-    host: Arc<Host>,
-    store: Arc<Store>,
-    wanted: Wanted,
-    state: State,
-    commands: mpsc::Receiver<Command>,
-    status: watch::Sender<VmStatus>,
+pub(super) struct Actor {
+    pub(super) host: Arc<Host>,
+    pub(super) store: Arc<Store>,
+    pub(super) wanted: Wanted,
+    pub(super) state: State,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) status: watch::Sender<VmStatus>,
 }
 
 /// What to do next.
@@ -331,7 +54,7 @@ enum Step {
 }
 
 impl Actor {
-    async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let mut step = Step::Resume;
         loop {
             let next = match step {
@@ -675,6 +398,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::file;
 
     #[test]
     fn the_guests_last_word_is_its_exit() {

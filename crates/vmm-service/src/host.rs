@@ -1,0 +1,71 @@
+//! What all virtual machines of a node share, and what is done to all of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::accel::{self, Accelerator};
+use crate::driver::{Driver, Qemu};
+use crate::error::{Result, file};
+use crate::net::{Network, Tap};
+use crate::rotate;
+use crate::vm::Vm;
+
+/// What all virtual machines of a node share: where their state is, and what they are made with.
+#[derive(Debug)]
+pub struct Host {
+    /// Has a directory for each instance.
+    pub instances: PathBuf,
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// The guests' initramfs.
+    pub initramfs: PathBuf,
+    /// See [`accel::probe`].
+    pub accelerator: Accelerator,
+    /// Where taps are made.
+    pub network: Network,
+    /// The size in bytes at which a console log is rotated; two rotated ones are kept.
+    pub console_limit: u64,
+    /// What runs the machines.
+    pub driver: Arc<dyn Driver>,
+}
+
+impl Host {
+    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works.
+    ///
+    /// # Errors
+    /// If `data` cannot be written, or the kernel gives no netlink socket.
+    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Arc<Self>> {
+        let instances = data.join("instances");
+        std::fs::create_dir_all(&instances).map_err(file("make", &instances))?;
+        let canonical = |path: &Path| path.canonicalize().map_err(file("find", path));
+        let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
+        let accelerator = accel::probe(data, &kernel, &initramfs).await?;
+        let network = Network::connect()?;
+        let (console_limit, driver) = (rotate::LIMIT, Arc::new(Qemu));
+        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, driver }))
+    }
+}
+
+/// Takes up every virtual machine of the host; those that cannot be are told with their reason.
+///
+/// # Errors
+/// If the directory of the instances cannot be read.
+pub fn open_all(host: &Arc<Host>) -> Result<Vec<(String, Result<Vm>)>> {
+    let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
+    let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(uids.map(|uid| (uid.clone(), Vm::open(host, &uid))).collect())
+}
+
+/// Deletes the taps of instances that are no more, and returns them. There are such only if an instance's directory was
+/// deleted by hand.
+///
+/// # Errors
+/// If the kernel refuses.
+pub async fn sweep(host: &Host) -> Result<Vec<Tap>> {
+    let mut left = host.network.taps().await?;
+    left.retain(|tap| !host.instances.join(&tap.uid).exists());
+    for tap in &left {
+        host.network.delete_taps(&tap.uid).await?;
+    }
+    Ok(left)
+}
