@@ -94,6 +94,8 @@ async fn a_list_comes_in_order_and_in_pages(store: &impl Store) {
     assert_eq!(first.revision, store.revision().await.unwrap());
     let second = page(Some("p/b"), 2).await.unwrap();
     assert_eq!((second.entries[0].key.as_str(), second.entries.len(), second.more), ("p/c", 1, false));
+    let all = page(None, usize::MAX).await.unwrap();
+    assert_eq!((all.entries.len(), all.more), (3, false));
 }
 
 async fn a_watch_replays_the_log_and_then_follows_it(store: &impl Store) {

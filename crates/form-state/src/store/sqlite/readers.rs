@@ -74,7 +74,8 @@ impl Reader {
         let mut statement = txn.prepare_cached(
             "SELECT key, value, revision FROM entry WHERE key >= ?1 AND key < ?2 AND key IS NOT ?3 ORDER BY key LIMIT ?4",
         )?;
-        let rows = statement.query_map(params![start, end(&range.prefix), range.after, limit + 1], entry)?;
+        let rows =
+            statement.query_map(params![start, end(&range.prefix), range.after, limit.saturating_add(1)], entry)?;
         let mut entries = rows.collect::<Result<Vec<_>, _>>()?;
         drop(statement);
         let more = entries.len() as i64 > limit;
