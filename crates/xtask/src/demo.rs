@@ -64,7 +64,7 @@ pub(crate) fn demo() -> Result<()> {
 }
 
 /// From here on, this process and its children have a network of their own, and ask our name server.
-fn enter_namespace(scratch: &Path) -> Result<()> {
+pub(crate) fn enter_namespace(scratch: &Path) -> Result<()> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
     if !uid.is_root() {

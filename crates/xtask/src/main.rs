@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer runs.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cpio;
 mod demo;
 mod guest;
@@ -26,6 +27,8 @@ enum Task {
     Demo,
     /// Set everything up and run every test.
     Test,
+    /// Measure the cloud beside its peers, and print the table.
+    Bench,
     /// Build what a guest boots: a kernel, and an initramfs with form-init.
     Guest {
         /// Where vmlinuz, initramfs and the examples' contexts go [default: target/guest-image]
@@ -44,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Demo => demo::demo(),
         Task::Test => test::test(),
+        Task::Bench => bench::bench(),
         Task::Guest { out } => {
             let guest = guest::build(&out.unwrap_or_else(guest::default_out))?;
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
