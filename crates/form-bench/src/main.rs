@@ -6,6 +6,7 @@
 
 mod cloud;
 mod machines;
+mod names;
 mod watch;
 mod writes;
 
@@ -53,6 +54,7 @@ async fn main() -> Result<()> {
 
     rows.push(writes::compare(&cloud, dir.path()).await?);
     rows.push(watch::delivery(&cloud).await?);
+    rows.push(names::change(&cloud).await?);
     rows.extend(machines::compare(&cloud, &args.guest).await?);
     rows.push(Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)));
     cloud.down().await?;

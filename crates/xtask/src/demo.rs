@@ -39,7 +39,7 @@ pub(crate) fn demo() -> Result<()> {
     let mut cloud = Cloud::up(&form, &image, data.path())?;
     clock.lap("form up: the cloud is ready");
 
-    say(cloud.form(&["run", &image.join("examples/hello").display().to_string(), "--name", "hello"])?.trim());
+    say(cloud.form(&["run", "examples/hello", "--name", "hello"])?.trim());
     clock.lap("form run examples/hello: built, placed, booted");
 
     let address = output("dig", &["+short", NAME, "A"])?;

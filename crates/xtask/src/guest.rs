@@ -44,10 +44,12 @@ pub(crate) fn build(out: &Path) -> Result<Guest> {
     let context = out.join("examples/hello");
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     write_if_changed(&context.join("Formfile"), &read(Path::new("examples/hello/Formfile"))?)?;
-    let hello = context.join("hello");
-    write_if_changed(&hello, &read(&programs.join("hello"))?)?;
-    fs::set_permissions(&hello, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot make {} executable", hello.display()))?;
+    // Beside its Formfile too, so that `form run examples/hello` does what it says.
+    for hello in [context.join("hello"), PathBuf::from("examples/hello/hello")] {
+        write_if_changed(&hello, &read(&programs.join("hello"))?)?;
+        fs::set_permissions(&hello, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {} executable", hello.display()))?;
+    }
     Ok(guest)
 }
 
