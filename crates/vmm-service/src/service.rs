@@ -62,6 +62,9 @@ async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Starte
     let client = Client::new(config.state, &context.identity, "vmm-service")?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
     let host = Host::new(&config.data_dir, &kernel, &initramfs).await?;
+    for tap in crate::sweep(&host).await? {
+        tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
+    }
     let node = node::register(&client, config).await?;
     let addresses = Addresses::of(&node.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
     host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
@@ -120,9 +123,5 @@ pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate:
         // Closes when the machine's task ends, which is as good as stopped.
         let _ = status.wait_for(|status| matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted)).await;
     }
-    // So that the tasks let go of the machines' directories.
-    let count = machines.len();
-    drop(machines);
-    tokio::time::sleep(Duration::ZERO).await;
-    Ok(count)
+    Ok(machines.len())
 }
