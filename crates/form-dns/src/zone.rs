@@ -244,7 +244,6 @@ fn accepted(mut record: Record) -> Result<Record, ZoneError> {
         RecordType::A
         | RecordType::AAAA
         | RecordType::CAA
-        | RecordType::CAA
         | RecordType::CNAME
         | RecordType::MX
         | RecordType::NS
