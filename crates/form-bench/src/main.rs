@@ -43,33 +43,33 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     form_service::run::init_process();
     let dir = tempfile::tempdir_in(&args.scratch)?;
-    let mut rows = Vec::new();
-
-    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
-    rows.push(Row::alone("form up to ready, first start", format!("{:.2} s", cloud.took.as_secs_f64())));
-    cloud.down().await?;
-    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
-    rows.push(Row::alone("form up to ready, second start", format!("{:.2} s", cloud.took.as_secs_f64())));
-    rows.push(Row::alone("whole control plane, resident when idle", format!("{:.1} MiB", cloud.resident_mib()?)));
-
-    rows.push(writes::compare(&cloud, dir.path()).await?);
-    rows.push(watch::delivery(&cloud).await?);
-    rows.push(names::change(&cloud).await?);
-    rows.extend(machines::compare(&cloud, &args.guest).await?);
-    rows.push(Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)));
-    cloud.down().await?;
-
     println!("| what | Formation | peer | ratio |");
     println!("| --- | --- | --- | --- |");
-    for row in rows {
-        println!("| {} | {} | {} | {} |", row.what, row.ours, row.peer, row.ratio);
+
+    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
+    Row::alone("form up to ready, first start", format!("{:.2} s", cloud.took.as_secs_f64())).print();
+    cloud.down().await?;
+    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
+    Row::alone("form up to ready, second start", format!("{:.2} s", cloud.took.as_secs_f64())).print();
+    Row::alone("whole control plane, resident when idle", format!("{:.1} MiB", cloud.resident_mib()?)).print();
+
+    for row in machines::compare(&cloud, &args.guest).await? {
+        row.print();
     }
-    Ok(())
+    watch::delivery(&cloud).await?.print();
+    names::change(&cloud).await?.print();
+    writes::compare(&cloud, dir.path()).await?.print();
+    Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)).print();
+    cloud.down().await
 }
 
 impl Row {
     fn alone(what: &'static str, ours: String) -> Self {
         Self { what, ours, peer: String::new(), ratio: String::new() }
+    }
+
+    fn print(&self) {
+        println!("| {} | {} | {} | {} |", self.what, self.ours, self.peer, self.ratio);
     }
 }
 
