@@ -13,7 +13,7 @@ mod writes;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::cloud::Cloud;
 
@@ -28,6 +28,17 @@ struct Args {
     /// Where the databases go: both on one disk.
     #[arg(long)]
     scratch: PathBuf,
+    /// Only this part, for a profiler's sake.
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Machines,
+    Watch,
+    Names,
+    Writes,
 }
 
 /// A row of the table.
@@ -53,12 +64,21 @@ async fn main() -> Result<()> {
     Row::alone("form up to ready, second start", format!("{:.2} s", cloud.took.as_secs_f64())).print();
     Row::alone("whole control plane, resident when idle", format!("{:.1} MiB", cloud.resident_mib()?)).print();
 
-    for row in machines::compare(&cloud, &args.guest).await? {
-        row.print();
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Machines) {
+        for row in machines::compare(&cloud, &args.guest).await? {
+            row.print();
+        }
     }
-    watch::delivery(&cloud).await?.print();
-    names::change(&cloud).await?.print();
-    writes::compare(&cloud, dir.path()).await?.print();
+    if wanted(Part::Watch) {
+        watch::delivery(&cloud).await?.print();
+    }
+    if wanted(Part::Names) {
+        names::change(&cloud).await?.print();
+    }
+    if wanted(Part::Writes) {
+        writes::compare(&cloud, dir.path()).await?.print();
+    }
     Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)).print();
     cloud.down().await
 }
