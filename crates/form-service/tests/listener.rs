@@ -213,8 +213,10 @@ async fn a_stop_lets_what_is_under_way_finish_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn what_never_ends_is_cut_when_the_stop_has_waited_long_enough() {
-    let routes = Router::new()
-        .route("/endless", get(async || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())));
+    let routes = Router::new().route(
+        "/endless",
+        get(async || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())),
+    );
     let server = serve(routes, Limits { drain: Duration::from_millis(100), ..Limits::default() }).await;
     let answer = server.client().get(server.url("/endless")).send().await.unwrap();
     server.shutdown.cancel();
