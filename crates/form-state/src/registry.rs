@@ -122,12 +122,15 @@ impl Registry {
                 Ok(WatchResponse { changes, revision: batch.revision })
             })
             .chain(stream::once(future::ready(Err(Error::Store(StoreError::Stopped)))));
+        let all = start.chain(stream::select(told, refused)).boxed();
         // The first error is the last that is told.
-        let ends = |over: &mut bool, response: Result<WatchResponse, Error>| {
-            let ended = std::mem::replace(over, response.is_err());
-            future::ready((!ended).then_some(response))
-        };
-        Ok(start.chain(stream::select(told, refused)).scan(false, ends).boxed())
+        let ended = stream::unfold(Some(all), async |all| {
+            let mut all = all?;
+            let response = all.next().await?;
+            let rest = response.is_ok().then_some(all);
+            Some((response, rest))
+        });
+        Ok(ended.boxed())
     }
 
     pub async fn create(&self, who: &Identity, request: CreateRequest) -> Result<Resource, Error> {
