@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use form_client::{Client, Endpoint};
+use form_client::{Client, Endpoint, NodeLease};
 use form_service::{Authority, CancellationToken, Context, Identity, config};
 use form_state::{Config, RunError};
 use form_types::v1::state_client::StateClient;
+use form_types::v1::{NodeSpec, NodeStatus, PackageSpec, RootDisk, Sizes};
+use form_types::{Object, kinds};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -385,4 +387,39 @@ pub fn instance(name: &str) -> Value {
 /// A digest of nothing in particular.
 pub fn digest() -> String {
     format!("sha256:{}", "0".repeat(64))
+}
+
+/// A node that is ready, kept so by the lease.
+pub async fn ready_node(place: &Place, name: &str, memory_mib: u32, ttl: Duration) -> (Client, NodeLease) {
+    let agent = place.service("vmm-service", name);
+    agent.apply(Object::<kinds::Node>::new("", name, NodeSpec::default())).await.unwrap();
+    let lease = agent.grant_lease(ttl).await.unwrap();
+    be_ready(&agent, name, memory_mib, &lease).await.unwrap();
+    (agent, lease)
+}
+
+pub async fn be_ready(
+    agent: &Client,
+    name: &str,
+    memory_mib: u32,
+    lease: &NodeLease,
+) -> Result<(), form_client::Error> {
+    let mut node = agent.get::<kinds::Node>("", name).await?;
+    node.status = NodeStatus { ready: true, vcpu: 4, memory_mib, ..Default::default() };
+    agent.node_ready(node, lease).await
+}
+
+/// A package named hello that takes one vCPU and `memory_mib`.
+pub async fn ready_package(place: &Place, memory_mib: u32) {
+    let packs = place.service("form-pack-manager", "one");
+    let spec = PackageSpec {
+        digest: digest(),
+        root_disk: Some(RootDisk { digest: digest(), image_digest: digest(), size: 1 }),
+        sizes: Some(Sizes { vcpu: 1, memory_mib, disk_mib: 16 }),
+        entrypoint: vec!["/hello".to_owned()],
+        ..Default::default()
+    };
+    let mut package = packs.apply(Object::<kinds::Package>::new("default", "hello", spec)).await.unwrap();
+    package.status.ready = true;
+    packs.update_status(package).await.unwrap();
 }
