@@ -67,7 +67,11 @@ impl Registry {
             if plan.compares.contains(&Compare::Absent(key.clone())) {
                 return Err(Error::Taken { what, value, owner: "another part of this transaction".to_owned() });
             }
-            if let Some(entry) = self.store.get(&key).await? {
+            // A prefix was looked for among all of them already. Who took it since then makes this be planned again; here it
+            // would look like a prefix that was asked for.
+            if what != "prefix"
+                && let Some(entry) = self.store.get(&key).await?
+            {
                 let owner = String::from_utf8_lossy(&entry.value).into_owned();
                 return Err(Error::Taken { what, value, owner });
             }

@@ -12,6 +12,8 @@ use form_state::{Config, RunError};
 use form_types::v1::state_client::StateClient;
 use form_types::v1::{NodeSpec, NodeStatus, PackageSpec, RootDisk, Sizes};
 use form_types::{Object, kinds};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -179,9 +181,8 @@ impl Process {
         self.child = spawn(&self.place);
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+    pub fn signal(&self, signal: Signal) {
+        nix::sys::signal::kill(Pid::from_raw(self.child.id().unwrap() as i32), signal).unwrap();
     }
 
     /// How it ended.
