@@ -19,6 +19,9 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 use crate::Error;
 
+/// A transaction is told whole: 128 resources of at most 512 KiB each.
+const MOST_MESSAGE: usize = 80 << 20;
+
 /// Where form-state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -69,7 +72,8 @@ impl Client {
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
             .connect_lazy();
-        Ok(Self { state: StateClient::new(channel), reporter: reporter.to_owned() })
+        let state = StateClient::new(channel).max_decoding_message_size(MOST_MESSAGE);
+        Ok(Self { state, reporter: reporter.to_owned() })
     }
 
     pub async fn get<K: Kind>(&self, project: &str, name: &str) -> Result<Object<K>, Error> {

@@ -115,12 +115,12 @@ pub async fn run<C: Controller>(
     project: &str,
     controller: Arc<C>,
     options: Options,
-    mut nudges: mpsc::Receiver<Name>,
+    nudges: mpsc::Receiver<Name>,
 ) {
-    let mut work = Work::new(controller, options.workers);
+    let mut work = Work::new(controller, options.workers, nudges);
     let mut pause = LEAST_BACK_OFF;
     loop {
-        match follow(&client, project, &mut work, options, &mut nudges).await {
+        match follow(&client, project, &mut work, options).await {
             Ok(never) => match never {},
             Err(Error::Compacted(_)) => pause = LEAST_BACK_OFF,
             Err(error) => {
@@ -140,9 +140,11 @@ async fn follow<C: Controller>(
     project: &str,
     work: &mut Work<C>,
     options: Options,
-    nudges: &mut mpsc::Receiver<Name>,
 ) -> Result<std::convert::Infallible, Error> {
-    let listed = client.list::<C::Kind>(project).await?;
+    let listed = tokio::select! {
+        listed = client.list::<C::Kind>(project) => listed?,
+        never = work.drive_for_ever() => match never {},
+    };
     let mut revision = listed.revision;
     work.controller.listed(&listed.items).await;
     work.replace(listed.items);
@@ -156,17 +158,22 @@ async fn follow<C: Controller>(
                 Some(Ok(Update::Deleted(object))) => work.gone(&Name::of(&object)),
                 Some(Ok(Update::Progress(at))) => revision = at,
                 // The rest of what was missed is told by the next watch.
-                Some(Err(error)) if error.is_temporary() => {
+                Some(Err(error)) if !error.is_temporary() => return Err(error),
+                Some(Err(_)) | None => {
+                    // A server that lets everyone in and then ends the watch is not asked as fast as it answers.
+                    let _ = tokio::time::timeout(LEAST_BACK_OFF, work.drive_for_ever()).await;
                     changes.set(client.watch::<C::Kind>(project, revision).await?);
                 }
-                Some(Err(error)) => return Err(error),
-                None => changes.set(client.watch::<C::Kind>(project, revision).await?),
             },
-            Some(name) = nudges.recv() => work.look_at(name),
             _ = resync.tick() => work.look_at_all(),
             never = work.drive_for_ever() => match never {},
         }
     }
+}
+
+/// The pause after that many failures in a row.
+fn back_off(failures: u32) -> Duration {
+    LEAST_BACK_OFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MOST_BACK_OFF)
 }
 
 /// What is wanted, and what has to be looked at.
@@ -180,14 +187,17 @@ struct Work<C: Controller> {
     later_of: HashMap<Name, Instant>,
     /// Being worked on; changed meanwhile, they are in `due` too.
     busy: HashSet<Name>,
+    /// Being worked on while their status changed: looked at once more, unless the work fails and comes again anyway.
+    touched: HashSet<Name>,
     failures: HashMap<Name, u32>,
     tasks: JoinSet<(Name, Result<Action, String>)>,
     workers: usize,
+    nudges: mpsc::Receiver<Name>,
     heard: bool,
 }
 
 impl<C: Controller> Work<C> {
-    fn new(controller: Arc<C>, workers: usize) -> Self {
+    fn new(controller: Arc<C>, workers: usize, nudges: mpsc::Receiver<Name>) -> Self {
         Self {
             controller,
             wanted: HashMap::new(),
@@ -195,9 +205,11 @@ impl<C: Controller> Work<C> {
             later: BTreeMap::new(),
             later_of: HashMap::new(),
             busy: HashSet::new(),
+            touched: HashSet::new(),
             failures: HashMap::new(),
             tasks: JoinSet::new(),
             workers,
+            nudges,
             heard: false,
         }
     }
@@ -210,9 +222,23 @@ impl<C: Controller> Work<C> {
 
     fn put(&mut self, object: Object<C::Kind>) {
         let name = Name::of(&object);
+        let meaning = |object: &Object<C::Kind>| {
+            let meta = &object.meta;
+            (meta.uid.clone(), meta.generation, meta.labels.clone(), meta.deletion_requested_at)
+        };
+        let is_same = self.wanted.get(&name).is_some_and(|before| meaning(before) == meaning(&object));
+        self.wanted.insert(name.clone(), object);
+        // What is wanted is the same, and only the status is another: that may be the controller saying that it failed. It
+        // is no reason to try again at once, or there would be no back-off.
+        if is_same && self.busy.contains(&name) {
+            self.touched.insert(name);
+            return;
+        }
+        if is_same && self.failures.contains_key(&name) {
+            return;
+        }
         // A change gets its chance at once, however often the state before it failed.
         self.failures.remove(&name);
-        self.wanted.insert(name.clone(), object);
         self.look_at(name);
     }
 
@@ -265,6 +291,7 @@ impl<C: Controller> Work<C> {
                         self.due.insert(name);
                     }
                 }
+                Some(name) = self.nudges.recv() => self.look_at(name),
                 Some(ended) = self.tasks.join_next() => {
                     if let Ok((name, result)) = ended {
                         self.ended(name, result);
@@ -293,10 +320,13 @@ impl<C: Controller> Work<C> {
 
     fn ended(&mut self, name: Name, result: Result<Action, String>) {
         self.busy.remove(&name);
+        let is_touched = self.touched.remove(&name);
         match result {
             Ok(action) => {
                 self.failures.remove(&name);
-                if let Action::After(after) = action {
+                if is_touched {
+                    self.look_at(name);
+                } else if let Action::After(after) = action {
                     self.look_later(name, after);
                 }
             }
@@ -304,11 +334,24 @@ impl<C: Controller> Work<C> {
                 metrics::counter!("form_reconcile_failures_total", "kind" => C::Kind::INFO.name).increment(1);
                 let failures = self.failures.entry(name.clone()).or_default();
                 *failures = failures.saturating_add(1);
-                let pause = LEAST_BACK_OFF.saturating_mul(1 << (*failures - 1).min(16)).min(MOST_BACK_OFF);
+                let pause = back_off(*failures);
                 let kind = C::Kind::INFO.name;
                 tracing::warn!(%name, error, ?pause, "{kind} is tried again");
                 self.look_later(name, pause);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_back_off_doubles_up_to_its_most() {
+        let pauses: Vec<Duration> = (1..=20).map(back_off).collect();
+        assert_eq!(pauses[..3], [LEAST_BACK_OFF, LEAST_BACK_OFF * 2, LEAST_BACK_OFF * 4]);
+        assert_eq!(pauses[19], MOST_BACK_OFF);
+        assert!(pauses.is_sorted());
     }
 }

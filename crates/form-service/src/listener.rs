@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
@@ -31,6 +32,9 @@ use crate::{Health, Peer, Problem};
 /// What a service's [`Health`] waits for until its listener serves.
 pub const LISTENING: &str = "listener";
 
+/// Samples of histograms pile up until somebody scrapes; this often they are folded, scraped or not.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
 /// What a listener lets be used at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -40,7 +44,8 @@ pub struct Limits {
     pub header_bytes: usize,
     /// The body of a request, bytes.
     pub body_bytes: usize,
-    /// Until TLS stands, and until a request's head has come.
+    /// Until TLS stands, from there until the first request's head has come, and for the head of each later one that was
+    /// begun.
     pub handshake: Duration,
     /// From a request's head to its answer's head. A stream may go on for longer.
     pub request: Duration,
@@ -77,6 +82,11 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(limits.connections));
     let open = GracefulShutdown::new();
+    let tasks = TaskTracker::new();
+    let cut = CancellationToken::new();
+    // Where this future is dropped, its connections go too.
+    let _cut = cut.clone().drop_guard();
+    let mut upkeep = tokio::time::interval(METRICS_UPKEEP);
 
     loop {
         // The slot comes before the connection: past the limit, connections wait in the kernel's queue.
@@ -87,6 +97,12 @@ pub async fn serve(
         let (slot, accepted) = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = accepted => accepted,
+            _ = upkeep.tick() => {
+                if let Some(handle) = metrics_handle() {
+                    handle.run_upkeep();
+                }
+                continue;
+            }
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -97,16 +113,24 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = connection(stream, acceptor.clone(), service.clone(), limits, open.watcher());
-        tokio::spawn(async move {
-            connection.await;
+        let connection =
+            connection(stream, acceptor.clone(), service.clone(), limits, open.watcher(), shutdown.clone());
+        let cut = cut.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                () = cut.cancelled() => {}
+            }
             drop(slot);
         });
     }
     drop(listener);
     if tokio::time::timeout(limits.drain, open.shutdown()).await.is_err() {
-        tracing::info!("connections that were still open were cut");
+        tracing::info!("connections that were still open are cut");
     }
+    cut.cancel();
+    tasks.close();
+    tasks.wait().await;
 }
 
 async fn connection(
@@ -115,20 +139,31 @@ async fn connection(
     service: Router,
     limits: Limits,
     watcher: hyper_util::server::graceful::Watcher,
+    shutdown: CancellationToken,
 ) {
     // Answers are small and whole; waiting to fill a segment only adds latency.
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(limits.handshake, acceptor.accept(stream)) => handshake,
+        // Nothing was asked yet, so nothing is lost.
+        () = shutdown.cancelled() => return,
+    };
+    let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!("a TLS handshake took too long"),
     };
     let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(Peer::of);
-    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        if let Some(peer) = &peer {
-            request.extensions_mut().insert(peer.clone());
+    let asked = CancellationToken::new();
+    let service = hyper::service::service_fn({
+        let asked = asked.clone();
+        move |mut request: Request<hyper::body::Incoming>| {
+            asked.cancel();
+            if let Some(peer) = &peer {
+                request.extensions_mut().insert(peer.clone());
+            }
+            service.clone().oneshot(request.map(Body::new))
         }
-        service.clone().oneshot(request.map(Body::new))
     });
 
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -145,8 +180,19 @@ async fn connection(
         .max_concurrent_streams(256)
         .keep_alive_interval(Duration::from_secs(20));
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%error, "a connection ended early");
+    // hyper's own time-outs start with the first bytes; who sends none would keep the place.
+    let silent = async {
+        if tokio::time::timeout(limits.handshake, asked.cancelled()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        ended = watcher.watch(connection) => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
+        () = silent => tracing::debug!("a connection asked for nothing"),
     }
 }
 
@@ -159,13 +205,39 @@ fn limited(routes: Router, limits: Limits) -> Router {
         .fallback(|| async {
             Problem::not_found("there is nothing at this address; /openapi.yaml tells what there is")
         })
+        // axum has a limit of its own for bodies that it reads whole; one is enough.
+        .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(limits.body_bytes))
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
+        .layer(axum::middleware::map_response(as_problem))
         .layer(overload)
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a request's handler panicked");
             Problem::internal().into_response()
         }))
+}
+
+/// Errors are problem documents, also those that layers and extractors made and not a handler.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let is_text = response.headers().get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"text/"));
+    if !is_text || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let problem = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(status, "too-large", "the body is larger than is taken here"),
+        StatusCode::GATEWAY_TIMEOUT => Problem::new(status, "timeout", "the answer took too long; try again"),
+        status => {
+            let kind = status.canonical_reason().unwrap_or("error").to_lowercase().replace(' ', "-");
+            Problem::new(status, &kind, "")
+        }
+    };
+    // What else was said stays: Allow, Retry-After.
+    let (mut parts, _) = response.into_parts();
+    let (problem, body) = problem.into_response().into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(problem.headers);
+    Response::from_parts(parts, body)
 }
 
 impl Problem {
@@ -194,6 +266,9 @@ async fn metrics() -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
+/// The bounds of histograms, which are all of seconds.
+const SECONDS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
 /// Collects metrics from now on. Once in a process; later calls change nothing.
 pub fn init_metrics() {
     metrics_handle();
@@ -201,5 +276,5 @@ pub fn init_metrics() {
 
 fn metrics_handle() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).as_ref()
+    HANDLE.get_or_init(|| PrometheusBuilder::new().set_buckets(&SECONDS).ok()?.install_recorder().ok()).as_ref()
 }

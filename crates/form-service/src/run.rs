@@ -1,20 +1,24 @@
 //! From `main` to an orderly stop.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
 use notify::Watcher as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Live, Sources};
 use crate::identity::IdentityError;
 use crate::logs::LogHandle;
 use crate::{Health, Identity, listener, logs};
+
+/// A changed file is read once nothing more has happened to it for this long.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// What a service is run with.
 #[derive(Clone)]
@@ -168,30 +172,22 @@ fn command<C: Config>(about: &'static str) -> Command {
 
 /// Loads the configuration again on SIGHUP and when its file changes. A bad one is refused, and all stays as it was.
 async fn reload<C: Config>(sources: Sources, sender: watch::Sender<Arc<C>>, log: LogHandle) {
-    let (changed, mut changes) = tokio::sync::mpsc::channel::<()>(1);
     let path = sources.path::<C>();
-    // The directory, because editors and Kubernetes replace the file rather than write into it.
-    let watcher = notify::recommended_watcher({
-        let path = path.clone();
-        move |event: notify::Result<notify::Event>| {
-            // A full channel means that a reload is coming anyway.
-            if event.is_ok_and(|event| !event.kind.is_access() && event.paths.contains(&path)) {
-                let _ = changed.try_send(());
-            }
-        }
-    });
-    let _watcher = watcher.and_then(|mut watcher| {
-        let dir = path.parent().unwrap_or(&path).to_owned();
-        if dir.exists() {
-            watcher.watch(&dir, notify::RecursiveMode::NonRecursive)?;
-        }
-        Ok(watcher)
-    });
+    let (_watcher, mut changes) = watch_directory(&path);
     let Ok(mut hup) = signal(SignalKind::hangup()) else { return };
+    let mut text = std::fs::read(&path).ok();
     loop {
         tokio::select! {
-            Some(()) = hup.recv() => {}
-            Some(()) = changes.recv() => {}
+            Some(()) = hup.recv() => text = std::fs::read(&path).ok(),
+            Some(()) = changes.recv() => {
+                // A file that is written in place is empty for a moment, which is a configuration too.
+                while tokio::time::timeout(SETTLED, changes.recv()).await.is_ok_and(|more| more.is_some()) {}
+                let now = std::fs::read(&path).ok();
+                if now == text {
+                    continue;
+                }
+                text = now;
+            }
             else => return,
         }
         match sources.load::<C>() {
@@ -203,6 +199,24 @@ async fn reload<C: Config>(sources: Sources, sender: watch::Sender<Arc<C>>, log:
             Err(error) => tracing::error!(error = chain(&error), "configuration refused; what was in force stays so"),
         }
     }
+}
+
+/// Tells that something changed beside `path`. The directory is watched, and all of it, because editors and Kubernetes
+/// replace the file, or a link on the way to it, rather than write into it.
+fn watch_directory(path: &Path) -> (Option<notify::RecommendedWatcher>, mpsc::Receiver<()>) {
+    let (changed, changes) = mpsc::channel::<()>(1);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // A full channel means that a look is coming anyway.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            let _ = changed.try_send(());
+        }
+    });
+    let watcher = std::path::absolute(path).map_err(notify::Error::io).and_then(|path| {
+        let mut watcher = watcher?;
+        watcher.watch(path.parent().unwrap_or(&path), notify::RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    (watcher.ok(), changes)
 }
 
 #[allow(clippy::print_stdout)]

@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use form_types::v1::{EventSpec, UpdateStatusRequest};
-use form_types::{Object, kinds};
+use form_types::v1::EventSpec;
 use futures::StreamExt as _;
 use prost::Message as _;
 
 use crate::registry::decode;
 use crate::store::{Entry, Op, Range, StoreError, Txn};
-use crate::{Error, Identity, Registry, keys};
+use crate::{Error, Registry, keys};
 
 const EVENTS_LIVE: Duration = Duration::from_secs(24 * 3600);
 const EVENTS_PER_PROJECT: usize = 2000;
@@ -40,50 +39,30 @@ pub(crate) async fn run(registry: Registry) {
 }
 
 async fn follow_presence(registry: &Registry) -> Result<(), Error> {
+    registry.resume_deletions().await?;
     let store = registry.store();
-    let page = store.list(Range { prefix: keys::PRESENCE.to_owned(), after: None, limit: usize::MAX }).await?;
+    let (present, revision) = store.all(keys::PRESENCE).await?;
     let name = |key: &str| key.strip_prefix(keys::PRESENCE).unwrap_or_default().to_owned();
-    let present: HashSet<String> = page.entries.iter().map(|entry| name(&entry.key)).collect();
-    let nodes = store.list(Range { prefix: keys::kind("Node", ""), after: None, limit: usize::MAX }).await?;
-    for entry in &nodes.entries {
+    let present: HashSet<String> = present.iter().map(|entry| name(&entry.key)).collect();
+    let (nodes, _) = store.all(&keys::kind("Node", "")).await?;
+    for entry in &nodes {
         let node = decode(entry)?;
         if !present.contains(&node.name) {
-            lost(registry, &node.name).await?;
+            registry.mark_silent(&node.name).await?;
         }
     }
-    let mut watch = store.watch(keys::PRESENCE, page.revision).await?;
+    let mut watch = store.watch(keys::PRESENCE, revision).await?;
     while let Some(batch) = watch.next().await {
         for change in batch?.changes.iter().filter(|change| change.value.is_none()) {
-            lost(registry, &name(&change.key)).await?;
+            registry.mark_silent(&name(&change.key)).await?;
         }
     }
     Ok(())
 }
 
-async fn lost(registry: &Registry, node: &str) -> Result<(), Error> {
-    let key = Object::<kinds::Node>::new("", node, Default::default()).key();
-    let Some((resource, _)) = registry.find(&key).await? else { return Ok(()) };
-    let Ok(mut node) = Object::<kinds::Node>::try_from(resource) else { return Ok(()) };
-    if !node.status.ready {
-        return Ok(());
-    }
-    node.status.ready = false;
-    node.status.ready_since = None;
-    node.status.reason = "Silent".to_owned();
-    node.status.message = "its vmm-service let its lease run out".to_owned();
-    tracing::warn!(node = node.meta.name, "a node is silent");
-    let request = UpdateStatusRequest { resource: Some(node.into()), lease: 0 };
-    match registry.update_status(&Identity::myself(), request).await {
-        // It spoke up meanwhile.
-        Ok(_) | Err(Error::Conflict { .. } | Error::NotFound(_)) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 async fn sweep_events(registry: &Registry, now: SystemTime) -> Result<(), Error> {
-    let projects =
-        registry.store().list(Range { prefix: keys::kind("Project", ""), after: None, limit: usize::MAX }).await?;
-    for project in &projects.entries {
+    let (projects, _) = registry.store().all(&keys::kind("Project", "")).await?;
+    for project in &projects {
         let prefix = keys::kind("Event", &decode(project)?.name);
         let mut kept = Vec::new();
         let mut after = None;

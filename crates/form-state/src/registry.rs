@@ -17,13 +17,14 @@ use form_types::v1::{
 };
 use form_types::{Invalid, KINDS, KindInfo, Object, Selector, kinds};
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
+use futures::future;
+use futures::stream::{self, BoxStream};
 use ipnet::{Ipv4Net, Ipv6Net};
 use prost::Message as _;
 
 use self::plan::Plan;
 use crate::auth::Verb;
-use crate::store::{self, Entry, Outcome, Range, Store};
+use crate::store::{self, Compare, Entry, Op, Outcome, Range, Store, StoreError};
 use crate::{Error, Identity, keys};
 
 const MOST_OPERATIONS: usize = 128;
@@ -63,9 +64,9 @@ impl Registry {
     }
 
     pub async fn get(&self, who: &Identity, key: &Key) -> Result<Resource, Error> {
-        let kind = kind_of(&key.kind)?;
+        let (kind, key) = canonical(Some(key))?;
         who.may(Verb::Read, kind, &key.project)?;
-        let (resource, _) = self.find(key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        let (resource, _) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
         who.may_touch(Verb::Read, kind, &key.name, &claims::about(&resource))?;
         Ok(resource)
     }
@@ -107,9 +108,13 @@ impl Registry {
             0 => self.store.revision().await?,
             after => after,
         };
+        let (me, holder) = (self.clone(), who.clone());
+        let refused = stream::once(async move { Err(me.until_refused(&holder).await) });
         let who = who.clone();
         let batches = self.store.watch(&keys::kind(kind.name, &request.project), after).await?;
-        Ok(batches
+        // Where it starts is told first, so that a reader who is cut off before anything happens has a place to go on from.
+        let start = stream::once(future::ready(Ok(WatchResponse { changes: Vec::new(), revision: after })));
+        let told = batches
             .map(move |batch| {
                 let batch = batch?;
                 let mut changes = Vec::with_capacity(batch.changes.len());
@@ -124,16 +129,28 @@ impl Registry {
                 }
                 Ok(WatchResponse { changes, revision: batch.revision })
             })
-            .boxed())
+            .chain(stream::once(future::ready(Err(Error::Store(StoreError::Stopped)))));
+        let all = start.chain(stream::select(told, refused)).boxed();
+        // The first error is the last that is told.
+        let ended = stream::unfold(Some(all), async |all| {
+            let mut all = all?;
+            let response = all.next().await?;
+            let rest = response.is_ok().then_some(all);
+            Some((response, rest))
+        });
+        Ok(ended.boxed())
     }
 
     pub async fn create(&self, who: &Identity, request: CreateRequest) -> Result<Resource, Error> {
         self.one(who, operation::Operation::Create(request)).await
     }
 
-    pub async fn apply(&self, who: &Identity, resource: Resource) -> Result<Resource, Error> {
+    /// Answers with it, and whether it is new.
+    pub async fn apply(&self, who: &Identity, resource: Resource) -> Result<(Resource, bool), Error> {
         let request = form_types::v1::ApplyRequest { resource: Some(resource) };
-        self.one(who, operation::Operation::Apply(request)).await
+        let done = self.carry_out(who, &[Operation { operation: Some(operation::Operation::Apply(request)) }]).await?;
+        let resource = done.results.into_iter().next();
+        resource.map(|resource| (resource, done.created)).ok_or_else(empty)
     }
 
     pub async fn update_status(&self, who: &Identity, request: UpdateStatusRequest) -> Result<Resource, Error> {
@@ -142,15 +159,15 @@ impl Registry {
 
     /// Answers with the resource as it last was, or as it is while its owner cleans up.
     pub async fn delete(&self, who: &Identity, request: DeleteRequest) -> Result<Resource, Error> {
-        match request.key.clone() {
-            Some(key) if key.kind == "Project" => self.delete_project(who, request, key).await,
+        match canonical(request.key.as_ref())? {
+            (kind, key) if kind.name == "Project" => self.delete_project(who, request, key).await,
             _ => self.one(who, operation::Operation::Delete(request)).await,
         }
     }
 
     async fn one(&self, who: &Identity, operation: operation::Operation) -> Result<Resource, Error> {
-        let done = self.transact(who, &[Operation { operation: Some(operation) }]).await?;
-        done.into_iter().next().ok_or_else(|| Error::Invalid(Invalid::at("", "an empty request")))
+        let done = self.carry_out(who, &[Operation { operation: Some(operation) }]).await?;
+        done.results.into_iter().next().ok_or_else(empty)
     }
 
     /// All of `operations`, or none. Each has to be about another resource.
@@ -159,6 +176,17 @@ impl Registry {
             let text = format!("{} operations are more than the most, {MOST_OPERATIONS}", operations.len());
             return Err(Invalid::at("operations", text).into());
         }
+        for operation in operations {
+            if let Some(operation::Operation::Delete(request)) = &operation.operation
+                && canonical(request.key.as_ref())?.0.name == "Project"
+            {
+                return Err(Invalid::at("operations", "a project is deleted by itself: it has to be empty").into());
+            }
+        }
+        Ok(self.carry_out(who, operations).await?.results)
+    }
+
+    async fn carry_out(&self, who: &Identity, operations: &[Operation]) -> Result<Plan, Error> {
         let mut attempts = 0;
         loop {
             let mut plan = Plan { again: attempts > 0, ..Plan::default() };
@@ -171,16 +199,15 @@ impl Registry {
                     );
                 }
             }
-            if let Some(results) = self.commit(plan, &mut attempts).await? {
-                return Ok(results);
+            if let Some(done) = self.commit(plan, &mut attempts).await? {
+                return Ok(done);
             }
         }
     }
 
     /// The owner has cleaned up: what was to be deleted goes.
     pub async fn finalize(&self, who: &Identity, request: &FinalizeRequest) -> Result<(), Error> {
-        let key = request.key.clone().unwrap_or_default();
-        let kind = kind_of(&key.kind)?;
+        let (kind, key) = canonical(request.key.as_ref())?;
         who.may(Verb::Finalize, kind, &key.project)?;
         let mut attempts = 0;
         loop {
@@ -201,35 +228,108 @@ impl Registry {
         }
     }
 
-    /// A project goes when it is empty. It is closed first, so that nothing can be put into it meanwhile.
+    /// A project goes when it is empty. It is closed first, so that nothing can be put into it meanwhile. Killed in
+    /// between, it stays closed until the janitor looks.
     async fn delete_project(&self, who: &Identity, request: DeleteRequest, key: Key) -> Result<Resource, Error> {
-        let closed = self.one(who, operation::Operation::Delete(request)).await?;
+        let mut attempts = 0;
+        loop {
+            let closed = self.one(who, operation::Operation::Delete(request.clone())).await?;
+            let open = Resource { deletion_requested_at: None, ..closed.clone() };
+            let holds = self.holds(&key.name).await?;
+            let mut plan = Plan::default();
+            if holds.is_empty() {
+                self.drop_under(&keys::kind("Event", &key.name)).await?;
+                // With the revision that it was closed at: whoever opened it again meanwhile may have put something in.
+                plan.remove(&key, &open, closed.revision);
+                let network = Key { kind: "Network".into(), project: key.name.clone(), name: "default".into() };
+                plan.ops.push(Op::Delete { key: keys::resource(&network) });
+            } else {
+                plan.put(&key, open, Some(closed.revision), None);
+            }
+            let Some(done) = self.commit(plan, &mut attempts).await? else { continue };
+            if !holds.is_empty() {
+                return Err(Error::NotEmpty { project: key.name, holds: holds.join(", ") });
+            }
+            return done.results.into_iter().next().ok_or_else(empty);
+        }
+    }
+
+    /// What keeps a project from going: `2 instances`, `1 Zone`.
+    async fn holds(&self, project: &str) -> Result<Vec<String>, Error> {
         let mut holds = Vec::new();
-        for kind in KINDS.iter().filter(|kind| !kind.is_cluster_scoped() && kind.name != "Event") {
-            let range = Range { prefix: keys::kind(kind.name, &key.name), after: None, limit: PAGE };
-            let page = self.store.list(range).await?;
-            let own = |entry: &&Entry| !(kind.name == "Network" && entry.key.ends_with("/default"));
-            let count = page.entries.iter().filter(own).count();
+        for kind in KINDS.iter().filter(|kind| kind.name == "Token" || !kind.is_cluster_scoped()) {
+            let count = match kind.name {
+                "Event" => 0,
+                "Token" => {
+                    let (tokens, _) = self.store.all(&keys::kind("Token", "")).await?;
+                    let tokens = tokens.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+                    tokens.iter().filter(|token| claims::about(token) == project).count()
+                }
+                _ => {
+                    let prefix = keys::kind(kind.name, project);
+                    let page = self.store.list(Range { prefix, after: None, limit: PAGE }).await?;
+                    let own = |entry: &&Entry| !(kind.name == "Network" && entry.key.ends_with("/default"));
+                    page.entries.iter().filter(own).count()
+                }
+            };
             if count > 0 {
                 holds.push(format!("{count} {}", if count == 1 { kind.name } else { kind.plural }));
             }
         }
-        let empty = holds.is_empty();
-        let mut attempts = 0;
-        while let Some((resource, revision)) = self.find(&key).await? {
-            let mut plan = Plan::default();
-            if empty {
-                plan.remove(&key, &resource, revision);
-                let network = Key { kind: "Network".into(), project: key.name.clone(), name: "default".into() };
-                plan.ops.push(store::Op::Delete { key: keys::resource(&network) });
-            } else {
-                plan.put(&key, Resource { deletion_requested_at: None, ..resource }, Some(revision), None);
-            }
-            if self.commit(plan, &mut attempts).await?.is_some() {
-                break;
+        Ok(holds)
+    }
+
+    /// Projects that were closed when this process's last life ended are looked into again.
+    pub(crate) async fn resume_deletions(&self) -> Result<(), Error> {
+        let (projects, _) = self.store.all(&keys::kind("Project", "")).await?;
+        for entry in &projects {
+            let project = decode(entry)?;
+            if project.deletion_requested_at.is_some() {
+                let key = Key { kind: "Project".into(), project: String::new(), name: project.name };
+                let request = DeleteRequest { key: Some(key), ..Default::default() };
+                match self.delete(&Identity::myself(), request).await {
+                    Ok(_) | Err(Error::NotEmpty { .. } | Error::NotFound(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
-        if empty { Ok(closed) } else { Err(Error::NotEmpty { project: key.name, holds: holds.join(", ") }) }
+        Ok(())
+    }
+
+    async fn drop_under(&self, prefix: &str) -> Result<(), Error> {
+        loop {
+            let page = self.store.list(Range { prefix: prefix.to_owned(), after: None, limit: PAGE }).await?;
+            if page.entries.is_empty() {
+                return Ok(());
+            }
+            let ops = page.entries.into_iter().map(|entry| Op::Delete { key: entry.key }).collect();
+            self.store.commit(store::Txn { compares: Vec::new(), ops }).await?;
+        }
+    }
+
+    /// The lease of `node` has ended: it is not ready, unless it spoke up meanwhile.
+    pub(crate) async fn mark_silent(&self, node: &str) -> Result<(), Error> {
+        let key = Key { kind: "Node".into(), project: String::new(), name: node.to_owned() };
+        let presence = keys::presence(node);
+        let mut attempts = 0;
+        loop {
+            let Some((resource, revision)) = self.find(&key).await? else { return Ok(()) };
+            let Ok(mut node) = Object::<kinds::Node>::try_from(resource) else { return Ok(()) };
+            if !node.status.ready || self.store.get(&presence).await?.is_some() {
+                return Ok(());
+            }
+            tracing::warn!(node = node.meta.name, "a node is silent");
+            node.status.ready = false;
+            node.status.ready_since = None;
+            node.status.reason = "Silent".to_owned();
+            node.status.message = "its vmm-service let its lease run out".to_owned();
+            let mut plan = Plan::default();
+            plan.put(&key, node.into(), Some(revision), None);
+            plan.compares.push(Compare::Absent(presence.clone()));
+            if self.commit(plan, &mut attempts).await?.is_some() {
+                return Ok(());
+            }
+        }
     }
 
     /// Records an event. That it could not be is no reason for what it is about to fail.
@@ -287,19 +387,18 @@ impl Registry {
     }
 
     /// `None`: another writer came between, and it has to be planned again.
-    async fn commit(&self, plan: Plan, attempts: &mut usize) -> Result<Option<Vec<Resource>>, Error> {
+    async fn commit(&self, mut plan: Plan, attempts: &mut usize) -> Result<Option<Plan>, Error> {
         if plan.ops.is_empty() {
-            return Ok(Some(plan.results));
+            return Ok(Some(plan));
         }
-        let txn = store::Txn { compares: plan.compares, ops: plan.ops };
+        let txn = store::Txn { compares: std::mem::take(&mut plan.compares), ops: std::mem::take(&mut plan.ops) };
         match self.store.commit(txn).await? {
             Outcome::Committed { revision } => {
-                let changed = |resource: Resource| match resource.revision {
-                    0 => Resource { revision, ..resource },
-                    // What its operation left as it was keeps its revision.
-                    _ => resource,
-                };
-                Ok(Some(plan.results.into_iter().map(changed).collect()))
+                // What its operation left as it was keeps its revision.
+                for resource in plan.results.iter_mut().filter(|resource| resource.revision == 0) {
+                    resource.revision = revision;
+                }
+                Ok(Some(plan))
             }
             Outcome::Conflict { .. } if *attempts < ATTEMPTS => {
                 *attempts += 1;
@@ -319,6 +418,17 @@ fn services_only(who: &Identity) -> Result<(), Error> {
 
 fn selector(text: &str) -> Result<Selector, Error> {
     text.parse().map_err(|error: form_types::SelectorError| Invalid::at("label_selector", error.to_string()).into())
+}
+
+fn empty() -> Error {
+    Invalid::at("", "an empty request").into()
+}
+
+/// The kind that `key` names, and the key with the kind's own name.
+fn canonical(key: Option<&Key>) -> Result<(&'static KindInfo, Key), Error> {
+    let key = key.ok_or_else(|| Invalid::at("key", "missing"))?;
+    let kind = kind_of(&key.kind)?;
+    Ok((kind, Key { kind: kind.name.to_owned(), ..key.clone() }))
 }
 
 pub(crate) fn kind_of(name: &str) -> Result<&'static KindInfo, Error> {

@@ -162,13 +162,26 @@ impl Scheduler {
             let resource = self.decide(instance).await?;
             let request = UpdateStatusRequest { resource: Some(resource.into()), lease: 0 };
             match self.registry.update_status(&self.me, request).await {
-                Ok(resource) => self.note(resource, false, &mut Try::default()),
+                Ok(resource) => {
+                    self.tell(&resource).await;
+                    self.note(resource, false, &mut Try::default());
+                }
                 // Changed or gone meanwhile: the watch tells.
                 Err(Error::Conflict { .. } | Error::NotFound(_) | Error::OtherUid { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Records where an instance was placed.
+    async fn tell(&self, resource: &Resource) {
+        let Ok(instance) = Instance::try_from(resource.clone()) else { return };
+        if !instance.status.node.is_empty() {
+            let message = instance.status.message;
+            let kind = event_spec::Type::Normal;
+            self.registry.note(event::<kinds::Instance>(&instance.meta, kind, "Placed", message, "form-state")).await;
+        }
     }
 
     /// The instance with a status that says where it goes, or why nowhere.
@@ -180,11 +193,12 @@ impl Scheduler {
         };
         let package =
             self.registry.find(&key).await?.and_then(|(found, _)| Object::<kinds::Package>::try_from(found).ok());
+        let missing = if package.is_some() { "is not stored yet" } else { "is missing" };
         let status = &mut instance.status;
         status.set_phase(Phase::Pending);
         let Some(sizes) = package.filter(|package| package.status.ready).and_then(|package| package.spec.sizes) else {
             status.reason = "NoPackage".to_owned();
-            status.message = format!("there is no package {:?} in project {}", key.name, key.project);
+            status.message = format!("the package {:?} of project {} {missing}", key.name, key.project);
             return Ok(instance);
         };
         let wanted = Use {
@@ -200,14 +214,6 @@ impl Scheduler {
                 (status.vcpu, status.memory_mib) = (wanted.vcpu, wanted.memory_mib);
                 status.reason = "Placed".to_owned();
                 status.message = format!("placed on {}", node.meta.name);
-                let note = event::<kinds::Instance>(
-                    &instance.meta,
-                    event_spec::Type::Normal,
-                    "Placed",
-                    instance.status.message.clone(),
-                    "form-state",
-                );
-                self.registry.note(note).await;
             }
             None => {
                 status.reason = "NoRoom".to_owned();

@@ -14,6 +14,7 @@ use form_types::{Object, kinds};
 use ipnet::Ipv6Net;
 use prost::Message as _;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::store::{Compare, Op, SqliteOptions, SqliteStore, Store, StoreError, Txn};
 use crate::{Cluster, Config, Error, Identity, Registry, api, janitor, keys, scheduler};
@@ -53,15 +54,15 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let listener =
         TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
     let tls = context.identity.server()?;
-    let background = [
-        tokio::spawn(scheduler::run(registry.clone(), config.cpu_overcommit)),
-        tokio::spawn(janitor::run(registry.clone())),
-    ];
+    // A set, so that they go with this future, however it ends: they hold the store open.
+    let mut background = JoinSet::new();
+    background.spawn(scheduler::run(registry.clone(), config.cpu_overcommit));
+    background.spawn(janitor::run(registry.clone()));
     context.health.done("store");
     tracing::info!(address = %config.listen, "form-state serves");
     let routes = api::routes(registry, context.shutdown.clone());
     listener::serve(listener, tls, routes, context.health, Limits::default(), context.shutdown).await;
-    background.iter().for_each(tokio::task::JoinHandle::abort);
+    background.shutdown().await;
     Ok(())
 }
 

@@ -79,8 +79,44 @@ async fn a_full_store_refuses_writes_and_goes_on_reading() {
     assert!(matches!(refused, StoreError::Full), "{refused:?}");
     assert_eq!(&store.get("first").await.unwrap().unwrap().value[..], b"kept");
     assert!(store.get(&format!("big{written}")).await.unwrap().is_none(), "the refused write left nothing");
-    let page = store.list(Range { prefix: "big".into(), after: None, limit: 1000 }).await.unwrap();
-    assert_eq!(page.entries.len(), written, "what was acknowledged before is whole");
+    let (entries, _) = store.all("big").await.unwrap();
+    assert_eq!(entries.len(), written, "what was acknowledged before is whole");
+
+    // A deletion is a write too; the log gives way for it.
+    let delete = || Txn { compares: vec![], ops: vec![Op::Delete { key: "big0".into() }] };
+    while let Err(error) = store.commit(delete()).await {
+        assert!(matches!(error, StoreError::Full), "{error:?}");
+    }
+    while let Err(error) = store.commit(put("first", "changed")).await {
+        assert!(matches!(error, StoreError::Full), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_process_is_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, SqliteOptions::default()).await;
+    let path = dir.path().join("state.db");
+    assert!(matches!(SqliteStore::open(&path, SqliteOptions::default()).await, Err(StoreError::InUse)));
+    drop(store);
+    assert!(SqliteStore::open(&path, SqliteOptions::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_page_and_a_batch_of_large_values_are_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, SqliteOptions::default()).await;
+    for n in 0..9 {
+        store.commit(put(format!("k{n}"), vec![0_u8; 512 << 10])).await.unwrap();
+    }
+    let page = store.list(Range { prefix: "k".into(), after: None, limit: 500 }).await.unwrap();
+    assert_eq!((page.entries.len(), page.more), (2, true));
+    assert_eq!(store.all("k").await.unwrap().0.len(), 9);
+    drop(store);
+    // From the disk, as after a restart.
+    let store = open(&dir, SqliteOptions::default()).await;
+    let batch = store.watch("k", 0).await.unwrap().next().await.unwrap().unwrap();
+    assert_eq!((batch.changes.len(), batch.revision), (2, 2));
 }
 
 #[tokio::test]

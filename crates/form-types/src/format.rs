@@ -25,6 +25,10 @@ pub(crate) fn mismatch(format: Format, text: &str) -> Option<&'static str> {
         Format::RelativePath => {
             (!text.starts_with('/') && is_tame_path(text), "a relative path without '..' or control characters")
         }
+        Format::LabelKey => (
+            is_label_key(text),
+            "a label's key: 1 to 63 letters, digits, '.', '_', '-' and '/', a letter or digit first",
+        ),
         Format::HttpsUrl => (is_https_url(text), "an https:// address of a host, a port and a path"),
     };
     if fits { None } else { Some(wanted) }
@@ -58,6 +62,11 @@ fn is_env_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
+fn is_label_key(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
+    text.len() <= 63 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.bytes().all(inner)
+}
+
 fn is_tame_path(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control) && text.split('/').all(|part| part != "..")
 }
@@ -86,6 +95,7 @@ mod tests {
             (Format::EnvName, &["PATH", "_a1"], &["", "1A", "A-B", "A=B"]),
             (Format::AbsolutePath, &["/", "/a/b"], &["", "a", "/a/../b", "/a\0"]),
             (Format::RelativePath, &["a", "a/b"], &["", "/a", "../a", "a/.."]),
+            (Format::LabelKey, &["a", "example.org/App_1"], &["", "/a", "a b", "a=b", "a,b", "!a", &long]),
             (
                 Format::HttpsUrl,
                 &["https://a:1/b", "https://[::1]:2"],

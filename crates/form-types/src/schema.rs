@@ -262,6 +262,7 @@ fn pattern(format: Format) -> Option<&'static str> {
         Format::EnvName => Some("^[A-Za-z_][A-Za-z0-9_]*$"),
         Format::AbsolutePath => Some("^/"),
         Format::RelativePath => Some("^[^/]"),
+        Format::LabelKey => Some("^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"),
         Format::HttpsUrl => Some("^https://[^/?#@]"),
         Format::Any | Format::RecordName | Format::IpAddress | Format::IpPrefix => None,
     }

@@ -7,6 +7,9 @@ use crate::v1::rules::Format;
 use crate::v1::{Resource, Rules};
 use crate::{Invalid, KindInfo, Violation, descriptor, format};
 
+/// Seconds of the years 1 to 9999.
+const TIMES: std::ops::RangeInclusive<i128> = -62_135_596_800..=253_402_300_799;
+
 /// Checks the whole of `resource`: its kind, its envelope, its spec and its status. Returns its kind.
 ///
 /// # Errors
@@ -93,8 +96,8 @@ fn check(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &s
                     MapKey::String(name) => name.clone(),
                     other => format!("{other:?}"),
                 };
-                if let Some(wanted) = rules.and_then(|rules| format::mismatch(rules.format(), &name)) {
-                    report(found, format!("{path}.{name}"), format!("{name:?} is not {wanted}"));
+                if let Some(rules) = rules {
+                    text(rules, &name, &format!("{path}.{name}"), found);
                 }
                 // A map's format is about its keys.
                 let rest = rules.map(|rules| Rules { format: Format::Any.into(), ..*rules });
@@ -113,6 +116,13 @@ fn too_many(rules: Option<&Rules>, len: usize, path: &str, found: &mut Vec<Viola
 
 fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &str, found: &mut Vec<Violation>) {
     match value {
+        Value::Message(message) if message.descriptor().full_name() == "google.protobuf.Timestamp" => {
+            let part = |name| message.get_field_by_name(name).and_then(|value| integer(&value)).unwrap_or_default();
+            // What RFC 3339 can write; JSON has no other.
+            if !TIMES.contains(&part("seconds")) || !(0..1_000_000_000).contains(&part("nanos")) {
+                report(found, path, "is not a time between the years 1 and 9999");
+            }
+        }
         Value::Message(message) => walk(message, path, found),
         Value::EnumNumber(number) => {
             let FieldKind::Enum(of) = field.kind() else { return };
@@ -120,16 +130,7 @@ fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &
                 report(found, path, format!("{number} is not a value of {}", of.name()));
             }
         }
-        Value::String(text) => {
-            let Some(rules) = rules else { return };
-            if rules.max_len > 0 && text.len() > rules.max_len as usize {
-                report(found, path, format!("{} bytes are more than the most, {}", text.len(), rules.max_len));
-            } else if let Some(wanted) = format::mismatch(rules.format(), text) {
-                report(found, path, format!("{text:?} is not {wanted}"));
-            } else if text.contains('\0') {
-                report(found, path, "holds a NUL character");
-            }
-        }
+        Value::String(string) => text(rules.unwrap_or(&Rules::default()), string, path, found),
         value => {
             let (Some(rules), Some(number)) = (rules, integer(value)) else { return };
             if let Some(least) = rules.least.filter(|least| number < i128::from(*least)) {
@@ -139,6 +140,16 @@ fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &
                 report(found, path, format!("{number} is above the most, {most}"));
             }
         }
+    }
+}
+
+fn text(rules: &Rules, text: &str, path: &str, found: &mut Vec<Violation>) {
+    if rules.max_len > 0 && text.len() > rules.max_len as usize {
+        report(found, path, format!("{} bytes are more than the most, {}", text.len(), rules.max_len));
+    } else if let Some(wanted) = format::mismatch(rules.format(), text) {
+        report(found, path, format!("{text:?} is not {wanted}"));
+    } else if text.contains('\0') {
+        report(found, path, "holds a NUL character");
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a user writes, what comes of it, and what is said when it is wrong.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use form_types::v1::{InstanceSpec, Resource, instance_spec::Power};
 use form_types::{Invalid, Object, explain, from_json, kinds, schemas, to_json, validate};
@@ -109,7 +109,57 @@ fn schemas_carry_the_rules() {
     assert_eq!(schemas["RecordSpec"]["required"], json!(["name", "type", "data"]));
 }
 
+#[test]
+fn a_time_that_json_cannot_write_is_refused() {
+    let token = json!({"kind": "Token", "name": "t", "spec": {"role": "viewer", "expires_at": "2030-01-01T00:00:00Z"}});
+    let mut object = Object::<kinds::Token>::try_from(check(token).unwrap()).unwrap();
+    object.spec.expires_at = Some(form_types::Timestamp { seconds: i64::MAX, nanos: 0 });
+    let said = validate(&object.into()).unwrap_err().to_string();
+    assert_eq!(said, "spec.expires_at: is not a time between the years 1 and 9999");
+}
+
+#[test]
+fn a_label_that_no_selector_could_name_is_refused() {
+    let mut json = instance(json!({"package": "a"}));
+    json["labels"] = json!({"a=b": "c"});
+    assert!(refusal(json.clone()).starts_with("labels.a=b: \"a=b\" is not a label's key"));
+    json["labels"] = json!({"example.org/app": "c"});
+    assert!(check(json).is_ok());
+}
+
+/// Any JSON, with the names of fields in it more often than chance would have them.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,12}".prop_map(Value::from),
+        "(Instance|Record|Node|Token|2030-01-01T00:00:00Z|A|On|1e3)".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 6, |inner| {
+        let key = prop_oneof![
+            "(kind|name|project|labels|spec|status|env|data|vcpu|ports|type|expires_at|created_at|revision)",
+            ".{0,6}"
+        ];
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            proptest::collection::vec((key, inner), 0..8).prop_map(|entries| entries.into_iter().collect::<Value>()),
+        ]
+    })
+}
+
 proptest! {
+    #[test]
+    fn any_json_is_judged_without_panic(json in any_json(), kind in 0..form_types::KINDS.len()) {
+        let _ = check(json.clone());
+        let named = json!({"kind": form_types::KINDS[kind].name, "name": "n", "project": "p", "spec": json, "status": json});
+        if let Ok(resource) = from_json(named) {
+            let _ = validate(&resource);
+            let _ = to_json(&resource);
+        }
+    }
+
     #[test]
     fn any_bytes_as_a_spec_are_judged_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let object = Object::<kinds::Instance>::new("p", "n", InstanceSpec::default());

@@ -66,7 +66,7 @@ impl State for Service {
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<Resource>, Status> {
         let (who, request) = self.open(request).await?;
-        done(self.registry.apply(&who, request.resource.unwrap_or_default()).await)
+        done(self.registry.apply(&who, request.resource.unwrap_or_default()).await.map(|(resource, _)| resource))
     }
 
     async fn update_status(&self, request: Request<UpdateStatusRequest>) -> Result<Response<Resource>, Status> {

@@ -105,7 +105,8 @@ async fn list(
     let kind = at.kind()?.name.to_owned();
     if query.watch.as_deref().is_some_and(|watch| watch != "false") {
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
-        let after_revision = query.after_revision.or(last).unwrap_or(0);
+        // The header first: a browser that connects again sends it to the address that it started from.
+        let after_revision = last.or(query.after_revision).unwrap_or(0);
         let request = WatchRequest { kind, project: at.project, label_selector: query.label_selector, after_revision };
         return watch(api, who, request).await;
     }
@@ -181,13 +182,22 @@ async fn apply(
     let mut resource = resource(&at, &body)?;
     if text(&headers, "if-none-match")? == "*" {
         let request = CreateRequest { resource: Some(resource), idempotency_key: String::new() };
-        return Ok(answer(StatusCode::CREATED, api.registry.create(&who, request).await?));
+        return match api.registry.create(&who, request).await {
+            Ok(made) => Ok(answer(StatusCode::CREATED, made)),
+            // RFC 9110, section 13.1.2.
+            Err(error @ Error::AlreadyExists(_)) => {
+                Err(Problem::new(StatusCode::PRECONDITION_FAILED, "already-exists", error.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        };
     }
-    if let Some(revision) = if_match(&headers)? {
-        resource.revision = revision;
+    match if_match(&headers)? {
+        Some(IfMatch::Revision(revision)) => resource.revision = revision,
+        Some(IfMatch::Any) => resource.uid = api.registry.get(&who, &at.key()?).await?.uid,
+        None => {}
     }
-    let applied = api.registry.apply(&who, resource).await?;
-    Ok(answer(StatusCode::OK, applied))
+    let (applied, is_new) = api.registry.apply(&who, resource).await?;
+    Ok(answer(if is_new { StatusCode::CREATED } else { StatusCode::OK }, applied))
 }
 
 async fn status(
@@ -198,7 +208,7 @@ async fn status(
     body: Bytes,
 ) -> Answer {
     let mut resource = resource(&at, &body)?;
-    if let Some(revision) = if_match(&headers)? {
+    if let Some(IfMatch::Revision(revision)) = if_match(&headers)? {
         resource.revision = revision;
     }
     let request = UpdateStatusRequest { resource: Some(resource), lease: 0 };
@@ -206,7 +216,10 @@ async fn status(
 }
 
 async fn delete(State(api): State<Api>, Caller(who): Caller, Path(at): Path<At>, headers: HeaderMap) -> Answer {
-    let revision = if_match(&headers)?.unwrap_or(0);
+    let revision = match if_match(&headers)? {
+        Some(IfMatch::Revision(revision)) => revision,
+        Some(IfMatch::Any) | None => 0,
+    };
     let request = DeleteRequest { key: Some(at.key()?), revision, uid: String::new() };
     let gone = api.registry.delete(&who, request).await?;
     let status = if gone.deletion_requested_at.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -248,14 +261,24 @@ fn answer(status: StatusCode, resource: Resource) -> Response {
     response
 }
 
-/// The revision in `If-Match: "42"`; `*` is any (RFC 9110, section 13.1.1).
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+/// RFC 9110, section 13.1.1.
+enum IfMatch {
+    /// `"42"`
+    Revision(u64),
+    /// `*`: whatever is there, but something.
+    Any,
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<IfMatch>, Problem> {
     let given = text(headers, "if-match")?;
-    if given.is_empty() || given == "*" {
+    if given.is_empty() {
         return Ok(None);
     }
+    if given == "*" {
+        return Ok(Some(IfMatch::Any));
+    }
     let revision = given.trim_matches('"').parse().ok().filter(|revision| *revision > 0);
-    revision.map(Some).ok_or_else(|| {
+    revision.map(|revision| Some(IfMatch::Revision(revision))).ok_or_else(|| {
         Problem::bad_request(format!("If-Match: {given:?} is not an ETag of ours, a revision in quotes"))
     })
 }

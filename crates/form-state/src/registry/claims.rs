@@ -1,12 +1,16 @@
 //! What only one may have: an address, a domain, a prefix. A claim is a key of its own, written in the transaction that
 //! takes it, so two can never have the same, whatever crashes when.
 
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use form_types::Invalid;
 use form_types::v1::{InstanceStatus, NodeSpec, Resource, TokenSpec, ZoneSpec};
 use ipnet::IpNet;
 use prost::Message;
 
 use super::{Plan, Registry};
-use crate::store::{Compare, Op, Range};
+use crate::store::{Compare, Op};
 use crate::{Error, keys};
 
 /// All that `resource` claims: what it is, and which.
@@ -14,16 +18,21 @@ pub(super) fn of(resource: &Resource) -> Vec<(&'static str, String)> {
     match resource.kind.as_str() {
         "Instance" => {
             let addresses = part::<InstanceStatus>(&resource.status).addresses.into_iter();
-            addresses.map(|address| ("address", address)).collect()
+            addresses.map(|address| ("address", canonical::<IpAddr>(address))).collect()
         }
         "Zone" => vec![("domain", part::<ZoneSpec>(&resource.spec).domain)],
         "Node" => {
             let spec = part::<NodeSpec>(&resource.spec);
             let prefixes = [spec.ipv4_prefix, spec.ipv6_prefix].into_iter();
-            prefixes.filter(|prefix| !prefix.is_empty()).map(|prefix| ("prefix", prefix)).collect()
+            prefixes.filter(|prefix| !prefix.is_empty()).map(|prefix| ("prefix", canonical::<IpNet>(prefix))).collect()
         }
         _ => Vec::new(),
     }
+}
+
+/// The one way to write an address or a prefix: `fd00:0::1` and `fd00::1` are one.
+fn canonical<T: FromStr + ToString>(text: String) -> String {
+    text.parse::<T>().map_or(text, |value| value.to_string())
 }
 
 /// The project or the node that a resource is about, where the right to touch it depends on that.
@@ -55,7 +64,14 @@ impl Registry {
         }
         for (what, value) in wants.into_iter().filter(|claim| !had.contains(claim)) {
             let key = keys::claim(what, &value);
-            if let Some(entry) = self.store.get(&key).await? {
+            if plan.compares.contains(&Compare::Absent(key.clone())) {
+                return Err(Error::Taken { what, value, owner: "another part of this transaction".to_owned() });
+            }
+            // A prefix was looked for among all of them already. Who took it since then makes this be planned again; here it
+            // would look like a prefix that was asked for.
+            if what != "prefix"
+                && let Some(entry) = self.store.get(&key).await?
+            {
                 let owner = String::from_utf8_lossy(&entry.value).into_owned();
                 return Err(Error::Taken { what, value, owner });
             }
@@ -66,28 +82,66 @@ impl Registry {
         Ok(())
     }
 
-    /// Fills in prefixes that no node has, where `spec` asks for none.
-    pub(super) async fn pick_prefixes(&self, spec: &mut NodeSpec) -> Result<(), Error> {
-        if !spec.ipv4_prefix.is_empty() && !spec.ipv6_prefix.is_empty() {
+    /// Fills in prefixes that no node has, where `spec` asks for none; refuses those that overlap with another node's.
+    /// `had` is what the node has already.
+    pub(super) async fn plan_prefixes(
+        &self,
+        plan: &mut Plan,
+        had: &NodeSpec,
+        spec: &mut NodeSpec,
+    ) -> Result<(), Error> {
+        for (path, text, own, is_v4) in [
+            ("spec.ipv4_prefix", &mut spec.ipv4_prefix, &had.ipv4_prefix, true),
+            ("spec.ipv6_prefix", &mut spec.ipv6_prefix, &had.ipv6_prefix, false),
+        ] {
+            if text.is_empty() {
+                text.clone_from(own);
+            }
+            let net = text.parse::<IpNet>().ok();
+            if net.is_some_and(|net| net.addr().is_ipv4() != is_v4 || net.trunc() != net) {
+                let family = if is_v4 { "IPv4" } else { "IPv6" };
+                let wanted = format!("{text:?} is not an {family} prefix with nothing after its length");
+                return Err(Invalid::at(path, wanted).into());
+            }
+        }
+        if spec.ipv4_prefix == had.ipv4_prefix && spec.ipv6_prefix == had.ipv6_prefix && !had.ipv4_prefix.is_empty() {
             return Ok(());
         }
-        let range = Range { prefix: keys::CLAIM_PREFIX.to_owned(), after: None, limit: usize::MAX };
-        let taken: std::collections::HashSet<IpNet> = {
-            let entries = self.store.list(range).await?.entries;
-            entries.iter().filter_map(|entry| entry.key.strip_prefix(keys::CLAIM_PREFIX)?.parse().ok()).collect()
-        };
-        let free = |mut prefixes: Box<dyn Iterator<Item = IpNet>>| {
-            prefixes.find(|prefix| !taken.contains(prefix)).map(|prefix| prefix.to_string()).ok_or(Error::NoPrefixLeft)
-        };
+
+        let claimed = self.store.get(keys::PREFIXES).await?;
+        let key = keys::PREFIXES.to_owned();
+        plan.compares
+            .push(claimed.map_or(Compare::Absent(key.clone()), |it| Compare::Revision(key.clone(), it.revision)));
+        plan.ops.push(Op::Put { key, value: "".into(), lease: None });
+
+        let prefix = |key: &str| key.strip_prefix(keys::CLAIM_PREFIX)?.parse::<IpNet>().ok();
+        let (entries, _) = self.store.all(keys::CLAIM_PREFIX).await?;
+        let own = [&had.ipv4_prefix, &had.ipv6_prefix].map(|text| text.parse::<IpNet>().ok());
+        let mut taken: Vec<(IpNet, String)> = Vec::new();
+        taken.extend(entries.iter().filter_map(|entry| {
+            let net = prefix(&entry.key).filter(|net| !own.contains(&Some(*net)))?;
+            Some((net, String::from_utf8_lossy(&entry.value).into_owned()))
+        }));
+        taken.extend(plan.compares.iter().filter_map(|compare| match compare {
+            Compare::Absent(key) => Some((prefix(key)?, "another part of this transaction".to_owned())),
+            _ => None,
+        }));
+        let overlapping = |net: &IpNet| taken.iter().find(|(other, _)| other.contains(net) || net.contains(other));
+
         // A range that is too small for its subnets is refused when the configuration is checked.
-        if spec.ipv4_prefix.is_empty() {
-            let prefixes = self.cluster.ipv4.subnets(24).map_err(|_| Error::NoPrefixLeft)?;
-            spec.ipv4_prefix = free(Box::new(prefixes.map(IpNet::from)))?;
-        }
-        if spec.ipv6_prefix.is_empty() {
-            let prefixes = self.cluster.ipv6.subnets(64).map_err(|_| Error::NoPrefixLeft)?;
-            spec.ipv6_prefix = free(Box::new(prefixes.map(IpNet::from)))?;
-        }
-        Ok(())
+        let ipv4 = self.cluster.ipv4.subnets(24).map_err(|_| Error::NoPrefixLeft)?.map(IpNet::from);
+        let ipv6 = self.cluster.ipv6.subnets(64).map_err(|_| Error::NoPrefixLeft)?.map(IpNet::from);
+        let free = |text: &mut String, mut prefixes: &mut dyn Iterator<Item = IpNet>| {
+            if let Ok(net) = text.parse::<IpNet>() {
+                return overlapping(&net).map_or(Ok(()), |(_, owner)| {
+                    Err(Error::Taken { what: "prefix", value: text.clone(), owner: owner.clone() })
+                });
+            }
+            let found = Iterator::find(&mut prefixes, |net| overlapping(net).is_none()).ok_or(Error::NoPrefixLeft)?;
+            *text = found.to_string();
+            Ok(())
+        };
+        free(&mut spec.ipv4_prefix, &mut { ipv4 })?;
+        free(&mut spec.ipv6_prefix, &mut { ipv6 })
     }
 }

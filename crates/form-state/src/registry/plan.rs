@@ -8,17 +8,21 @@ use form_types::v1::{
     Resource, TokenSpec, TokenStatus, UpdateStatusRequest, operation,
 };
 use form_types::{Invalid, Kind as _, KindInfo, Object, kinds, timestamp, validate};
+use prost::Message as _;
 use prost_types::Any;
 use sha2::{Digest as _, Sha256};
 
 use super::claims::{self, part};
-use super::{Registry, encode, kind_of};
+use super::{Registry, canonical, encode, kind_of};
 use crate::auth::{Role, Verb};
 use crate::store::{Compare, Op};
 use crate::{Error, Identity, keys, tokens};
 
 /// How long an Idempotency-Key is remembered.
 const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// The most bytes that a resource may take: what a watcher that is slow holds of many of them has to fit in memory.
+const MOST_BYTES: usize = 512 << 10;
 
 /// A transaction in the making.
 #[derive(Default)]
@@ -31,6 +35,8 @@ pub(super) struct Plan {
     pub(super) ops: Vec<Op>,
     /// What the caller gets. Revision 0: that of the commit.
     pub(super) results: Vec<Resource>,
+    /// Something in it is new.
+    pub(super) created: bool,
 }
 
 impl Plan {
@@ -109,10 +115,8 @@ impl Registry {
         let mut new = Resource { labels: resource.labels.clone(), spec: resource.spec.clone(), ..old.clone() };
         if kind.name == kinds::Node::INFO.name {
             // A node that says nothing of its prefixes keeps them.
-            let (mut spec, had) = (part::<NodeSpec>(&new.spec), part::<NodeSpec>(&old.spec));
-            let keep = |new: &mut String, old: String| *new = if new.is_empty() { old } else { std::mem::take(new) };
-            keep(&mut spec.ipv4_prefix, had.ipv4_prefix);
-            keep(&mut spec.ipv6_prefix, had.ipv6_prefix);
+            let mut spec = part::<NodeSpec>(&new.spec);
+            self.plan_prefixes(plan, &part(&old.spec), &mut spec).await?;
             new.spec = Some(any(&spec));
         }
         let same_spec = form_types::same_spec(kind, &old.spec, &new.spec);
@@ -139,6 +143,7 @@ impl Registry {
         still(&key, &old, resource.revision, &resource.uid)?;
         let new = Resource { status: resource.status.clone(), ..old.clone() };
         validate(&new)?;
+        fits(&new)?;
         // Placing is the scheduler's.
         who.may_touch(Verb::Status, kind, &key.name, &claims::about(&new))?;
         if request.lease != 0 && kind.name == kinds::Node::INFO.name {
@@ -156,9 +161,7 @@ impl Registry {
     }
 
     async fn plan_delete(&self, plan: &mut Plan, who: &Identity, request: &DeleteRequest) -> Result<Key, Error> {
-        let asked = request.key.clone().unwrap_or_default();
-        let kind = kind_of(&asked.kind)?;
-        let key = Key { kind: kind.name.to_owned(), ..asked };
+        let (kind, key) = canonical(request.key.as_ref())?;
         who.may(Verb::Delete, kind, &key.project)?;
         let (resource, revision) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
         who.may_touch(Verb::Delete, kind, &key.name, &claims::about(&resource))?;
@@ -201,7 +204,7 @@ impl Registry {
         match kind.name {
             "Node" => {
                 let mut spec = part::<NodeSpec>(&new.spec);
-                self.pick_prefixes(&mut spec).await?;
+                self.plan_prefixes(plan, &NodeSpec::default(), &mut spec).await?;
                 new.spec = Some(any(&spec));
             }
             "Token" => {
@@ -227,6 +230,7 @@ impl Registry {
         self.admit(plan, who, kind, &new).await?;
         self.plan_claims(plan, None, &new).await?;
         plan.put(key, new, None, None);
+        plan.created = true;
         if let (Some(secret), Some(result)) = (secret, plan.results.last_mut()) {
             result.status = Some(any(&TokenStatus { secret }));
         }
@@ -236,6 +240,7 @@ impl Registry {
     /// What depends on more than the resource itself.
     async fn admit(&self, plan: &mut Plan, who: &Identity, kind: &KindInfo, new: &Resource) -> Result<(), Error> {
         who.may_touch(Verb::Write, kind, &new.name, &claims::about(new))?;
+        fits(new)?;
         match kind.name {
             "Token" => {
                 if let Some(role) = Role::of(part::<TokenSpec>(&new.spec).role()) {
@@ -243,22 +248,24 @@ impl Registry {
                 }
             }
             "Instance" => {
-                let network = part::<InstanceSpec>(&new.spec).network;
-                let name = if network.is_empty() { "default" } else { &network };
-                let key = Key { kind: "Network".into(), project: new.project.clone(), name: name.to_owned() };
-                if self.find(&key).await?.is_none() {
+                let name = part::<InstanceSpec>(&new.spec).network;
+                let key = Key { kind: "Network".into(), project: new.project.clone(), name };
+                // `default`, which no name stands for, is there whenever the project is.
+                if !key.name.is_empty() && self.find(&key).await?.is_none() {
                     // Where there is no project, that is what is missing.
                     self.open_project(&new.project, true).await?;
-                    let text = format!("there is no network {name:?} in project {}", new.project);
+                    let text = format!("there is no network {:?} in project {}", key.name, new.project);
                     return Err(Invalid::at("spec.network", text).into());
                 }
             }
             _ => {}
         }
-        if !kind.is_cluster_scoped() {
+        // A token of a project goes with it, like what is in it.
+        let home = if kind.name == "Token" { claims::about(new) } else { new.project.clone() };
+        if !home.is_empty() {
             // Not only that it exists: closing it for deletion changes its revision.
-            let revision = self.open_project(&new.project, plan.again).await?;
-            let project = Key { kind: "Project".into(), project: String::new(), name: new.project.clone() };
+            let revision = self.open_project(&home, plan.again).await?;
+            let project = Key { kind: "Project".into(), project: String::new(), name: home };
             let compare = Compare::Revision(keys::resource(&project), revision);
             if !plan.compares.contains(&compare) {
                 plan.compares.push(compare);
@@ -298,6 +305,13 @@ fn given(resource: Option<&Resource>) -> Result<(&Resource, &'static KindInfo, K
     let resource = resource.ok_or_else(|| Invalid::at("resource", "missing"))?;
     let kind = validate(resource)?;
     Ok((resource, kind, key_of(kind, resource)))
+}
+
+fn fits(resource: &Resource) -> Result<(), Error> {
+    match resource.encoded_len() {
+        0..=MOST_BYTES => Ok(()),
+        bytes => Err(Invalid::at("", format!("{bytes} bytes are more than the most, {MOST_BYTES}")).into()),
+    }
 }
 
 fn key_of(kind: &KindInfo, resource: &Resource) -> Key {

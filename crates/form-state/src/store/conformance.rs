@@ -158,6 +158,10 @@ async fn a_lease_takes_its_keys_along(store: &impl Store) {
     assert_eq!((batch.changes[0].key.as_str(), &batch.changes[0].value), ("held", &None));
     assert!(store.get("free").await.unwrap().is_some());
     assert!(matches!(store.keep_alive(lease).await, Err(StoreError::NoLease(_))));
+    let late = Op::Put { key: "held".into(), value: "".into(), lease: Some(lease) };
+    let late = store.commit(Txn { compares: vec![], ops: vec![put("beside", ""), late] }).await;
+    assert!(matches!(late, Err(StoreError::NoLease(_))), "it would never go");
+    assert!(store.get("beside").await.unwrap().is_none());
 
     let other = store.grant(Duration::from_secs(600)).await.unwrap();
     assert_ne!(other, lease, "a lease's number is not used again");

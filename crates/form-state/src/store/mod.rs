@@ -30,7 +30,7 @@ pub struct Entry {
     pub revision: u64,
 }
 
-/// The keys that start with `prefix`, in order, from the one after `after`.
+/// The keys that start with `prefix`, in order, from the one after `after`; at most `limit`, and fewer where they are large.
 #[derive(Clone, Debug, Default)]
 pub struct Range {
     pub prefix: String,
@@ -119,6 +119,8 @@ pub enum StoreError {
     Busy,
     #[error("there is no lease {0}; it ended, or never was")]
     NoLease(LeaseId),
+    #[error("another process has the store open")]
+    InUse,
     #[error("the store has stopped")]
     Stopped,
     #[error("the store's engine failed")]
@@ -130,6 +132,21 @@ pub enum StoreError {
 pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
     async fn list(&self, range: Range) -> Result<Page, StoreError>;
+
+    /// All under `prefix`, page by page, and the revision of the first page: a watch from there misses nothing.
+    async fn all(&self, prefix: &str) -> Result<(Vec<Entry>, u64), StoreError> {
+        let mut range = Range { prefix: prefix.to_owned(), after: None, limit: usize::MAX };
+        let mut page = self.list(range.clone()).await?;
+        let (mut all, revision) = (page.entries, page.revision);
+        while page.more {
+            range.after = all.last().map(|entry| entry.key.clone());
+            page = self.list(range.clone()).await?;
+            all.append(&mut page.entries);
+        }
+        Ok((all, revision))
+    }
+
+    /// [`StoreError::NoLease`] where a key would hang on a lease that has ended: it would never go.
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError>;
     /// Changes of the keys under `prefix` after the revision `after`, for ever. Ends with an error, `Compacted` where the
     /// reader was too slow.

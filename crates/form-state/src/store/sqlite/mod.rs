@@ -14,6 +14,8 @@ mod ring;
 mod schema;
 mod writer;
 
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,7 @@ use super::{Batch, Change, Entry, LeaseId, Outcome, Page, Range, Store, StoreErr
 
 /// At most this many changes of other keys are passed over before a watcher is told how far it is.
 const PROGRESS_EVERY: u64 = 1024;
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
 pub struct SqliteOptions {
@@ -53,6 +56,8 @@ pub struct SqliteStore {
 
 /// What the writer tells and watchers read.
 struct Shared {
+    /// Held as long as the store is open. SQLite itself would let a second process write between our transactions.
+    _lock: File,
     readers: Readers,
     ring: Ring,
     /// The last revision that is on disk.
@@ -64,9 +69,11 @@ impl SqliteStore {
     /// Opens the store at `path`, or makes it. One process at a time may have it open.
     pub async fn open(path: &Path, options: SqliteOptions) -> Result<Self, StoreError> {
         let path = path.to_owned();
+        let lock = lock(&path.with_extension("lock")).await?;
         let opened = tokio::task::spawn_blocking(move || {
             let (connection, state) = schema::open(&path, options.max_bytes)?;
             let shared = Arc::new(Shared {
+                _lock: lock,
                 readers: Readers::open(&path)?,
                 ring: Ring::after_revision(state.revision),
                 revision: watch::Sender::new(state.revision),
@@ -85,6 +92,21 @@ impl SqliteStore {
         let (reply, answer) = oneshot::channel();
         self.writer.send(make(reply))?;
         answer.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+/// The lock that keeps a second process out; one that is about to stop is waited for.
+async fn lock(path: &Path) -> Result<File, StoreError> {
+    let engine = |error: io::Error| StoreError::Engine(error.into());
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(engine)?;
+    let patience = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(engine(error)),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() > patience => return Err(StoreError::InUse),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
     }
 }
 

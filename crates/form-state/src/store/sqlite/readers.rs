@@ -8,12 +8,11 @@ use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::ring::{CHUNK_BYTES, Chunk};
 use super::schema::{counter, signed, unsigned};
 use crate::store::{Change, Entry, Page, Range, StoreError};
 
 const CONNECTIONS: usize = 4;
-/// Rows of the log that one read brings into memory, give or take the rest of a revision.
-const LOG_ROWS: i64 = 512;
 
 pub(super) struct Readers {
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -76,26 +75,27 @@ impl Reader {
         )?;
         let rows =
             statement.query_map(params![start, end(&range.prefix), range.after, limit.saturating_add(1)], entry)?;
-        let mut entries = rows.collect::<Result<Vec<_>, _>>()?;
+        let (mut entries, mut bytes, mut more) = (Vec::new(), 0, false);
+        for row in rows {
+            let row = row?;
+            more = entries.len() as i64 == limit || bytes >= CHUNK_BYTES;
+            if more {
+                break;
+            }
+            bytes += row.value.len();
+            entries.push(row);
+        }
         drop(statement);
-        let more = entries.len() as i64 > limit;
-        entries.truncate(range.limit.max(1));
         let revision = counter(&txn, "revision")?;
         Ok(Page { entries, revision, more })
     }
 
     /// The changes right after `revision`, in whole revisions.
     pub(super) fn log(&self, revision: u64) -> Result<Vec<Arc<Change>>, StoreError> {
-        let txn = self.unchecked_transaction()?;
-        let mut last = txn.prepare_cached(
-            "SELECT max(revision) FROM (SELECT revision FROM change WHERE revision > ?1 ORDER BY revision LIMIT ?2)",
+        let mut statement = self.prepare_cached(
+            "SELECT revision, key, value, previous FROM change WHERE revision > ?1 ORDER BY revision, position",
         )?;
-        let last: Option<i64> = last.query_row([signed(revision), LOG_ROWS], |row| row.get(0))?;
-        let mut statement = txn.prepare_cached(
-            "SELECT revision, key, value, previous FROM change WHERE revision > ?1 AND revision <= ?2
-             ORDER BY revision, position",
-        )?;
-        let rows = statement.query_map([signed(revision), last.unwrap_or(0)], |row| {
+        let rows = statement.query_map([signed(revision)], |row| {
             Ok(Arc::new(Change {
                 revision: unsigned(row.get(0)?),
                 key: row.get(1)?,
@@ -103,7 +103,13 @@ impl Reader {
                 previous: row.get::<_, Option<Vec<u8>>>(3)?.map(Bytes::from),
             }))
         })?;
-        Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        let mut chunk = Chunk::default();
+        for row in rows {
+            if !chunk.takes(row?) {
+                break;
+            }
+        }
+        Ok(chunk.changes)
     }
 }
 

@@ -7,10 +7,31 @@ use crate::store::Change;
 
 const MOST_CHANGES: usize = 8192;
 const MOST_BYTES: usize = 16 << 20;
-/// What one call hands out at the most, give or take the rest of a revision.
+/// What one read hands out at the most, give or take the rest of a revision.
 const CHUNK: usize = 512;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 pub(super) struct Ring(Mutex<Inner>);
+
+/// Changes in whole revisions, as many as one read hands out.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub(super) changes: Vec<Arc<Change>>,
+    bytes: usize,
+}
+
+impl Chunk {
+    /// Whether there was room for `change`.
+    pub(super) fn takes(&mut self, change: Arc<Change>) -> bool {
+        let full = self.changes.len() >= CHUNK || self.bytes >= CHUNK_BYTES;
+        if full && self.changes.last().is_some_and(|last| last.revision != change.revision) {
+            return false;
+        }
+        self.bytes += size(&change);
+        self.changes.push(change);
+        true
+    }
+}
 
 struct Inner {
     changes: VecDeque<Arc<Change>>,
@@ -46,14 +67,13 @@ impl Ring {
             return None;
         }
         let start = inner.changes.partition_point(|change| change.revision <= revision);
-        let mut found: Vec<Arc<Change>> = Vec::new();
+        let mut chunk = Chunk::default();
         for change in inner.changes.range(start..) {
-            if found.len() >= CHUNK && found.last().is_some_and(|last| last.revision != change.revision) {
+            if !chunk.takes(Arc::clone(change)) {
                 break;
             }
-            found.push(Arc::clone(change));
         }
-        Some(found)
+        Some(chunk.changes)
     }
 }
 
@@ -78,6 +98,14 @@ mod tests {
         assert!(ring.after(9).is_none());
         assert_eq!(ring.after(10).unwrap().first().unwrap().revision, 11);
         assert!(ring.after(most + 10).unwrap().is_empty());
+    }
+
+    #[test]
+    fn large_changes_come_a_few_at_a_time() {
+        let ring = Ring::after_revision(0);
+        let large = |revision| Change { value: Some(vec![0; CHUNK_BYTES / 2].into()), ..(*change(revision)).clone() };
+        ring.push((1..=9).map(|revision| Arc::new(large(revision))).collect());
+        assert_eq!(ring.after(0).unwrap().len(), 2);
     }
 
     #[test]

@@ -54,7 +54,6 @@ pub(super) struct State {
 /// Opens the writing connection and makes the tables where there are none.
 pub(super) fn open(path: &Path, max_bytes: u64) -> Result<(Connection, State), StoreError> {
     let mut connection = Connection::open(path)?;
-    // The lock keeps a second process out; it is taken with the first transaction and never given back.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // FULL in WAL mode: each COMMIT ends with an fdatasync of the log.
     connection.pragma_update(None, "synchronous", "FULL")?;

@@ -21,6 +21,9 @@ const GROUP: usize = 512;
 /// Rows of the log that compaction deletes at a time, so that no write waits for long behind it.
 const COMPACT_ROWS: i64 = 256;
 
+/// How long a writer that failed waits before it goes on with its own chores.
+const AILING: Duration = Duration::from_secs(1);
+
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 pub(super) enum Request {
@@ -56,8 +59,10 @@ impl Writer {
             shared,
             leases,
             fresh: Vec::new(),
+            soonest: Some(Instant::now()),
             trim_to: state.compacted,
             trimmed: 0,
+            ailing: false,
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -105,11 +110,15 @@ struct Thread {
     options: SqliteOptions,
     shared: Arc<Shared>,
     leases: HashMap<LeaseId, Lease>,
+    /// No lease ends before this; `None`: there is none. So that not every write looks at every lease.
+    soonest: Option<Instant>,
     /// The changes of the group that is being written.
     fresh: Vec<Arc<Change>>,
     /// Rows of the log up to here are to be deleted, and are.
     trim_to: u64,
     trimmed: u64,
+    /// The last group failed: what nobody asked for is not tried at once again.
+    ailing: bool,
 }
 
 impl Thread {
@@ -128,11 +137,13 @@ impl Thread {
 
     /// Until there is something to do without being asked.
     fn idle_time(&self) -> Duration {
+        if self.ailing {
+            return AILING;
+        }
         if self.trim_to > self.trimmed {
             return Duration::ZERO;
         }
-        let next = self.leases.values().map(|lease| lease.ends).min();
-        next.map_or(Duration::from_secs(60), |ends| ends.saturating_duration_since(Instant::now()))
+        self.soonest.map_or(Duration::from_secs(60), |ends| ends.saturating_duration_since(Instant::now()))
     }
 
     /// Carries out a group, syncs once, and then answers. Where a part of it fails on the disk, all of it has failed.
@@ -143,6 +154,7 @@ impl Thread {
         if failed.is_none() {
             failed = self.housekeeping().and_then(|()| self.end_group()).err();
         }
+        self.ailing = failed.is_some();
         match failed {
             None => {
                 self.durable = self.state;
@@ -159,17 +171,30 @@ impl Thread {
                 let _ = self.connection.execute_batch("ROLLBACK");
                 self.state = self.durable;
                 self.fresh.clear();
+                // Rows that were counted as trimmed are there again.
+                self.trimmed = 0;
                 if let Ok(leases) = stored_leases(&self.connection) {
                     self.leases = leases;
+                    self.soonest = Some(Instant::now());
+                }
+                if matches!(error, StoreError::Full) {
+                    self.make_room();
                 }
                 finish.into_iter().for_each(|finish| finish(Err(error.again())));
             }
         }
     }
 
+    /// Gives up the log, so that what is current can still be changed: even a deletion has to be written first.
+    fn make_room(&mut self) {
+        self.compact(self.durable.revision);
+        // Readers that are in the middle of a page keep it from being whole; the next failure tries again.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+
     fn carry_out(&mut self, request: Request, failed: &mut Option<StoreError>) -> Finish {
         match request {
-            Request::Commit { txn, reply } => step(failed, reply, || self.commit(txn).map(Ok)),
+            Request::Commit { txn, reply } => step(failed, reply, || self.commit(txn)),
             Request::Compact { revision, reply } => step(failed, reply, || {
                 if revision > self.state.revision {
                     return Ok(Err(StoreError::Future { asked: revision, current: self.state.revision }));
@@ -192,14 +217,21 @@ impl Thread {
         }
     }
 
-    fn commit(&mut self, txn: Txn) -> Result<Outcome, StoreError> {
+    fn commit(&mut self, txn: Txn) -> Result<Result<Outcome, StoreError>, StoreError> {
+        for op in &txn.ops {
+            if let Op::Put { lease: Some(lease), .. } = op
+                && !self.leases.contains_key(lease)
+            {
+                return Ok(Err(StoreError::NoLease(*lease)));
+            }
+        }
         for (index, compare) in txn.compares.iter().enumerate() {
             if !self.holds(compare)? {
-                return Ok(Outcome::Conflict { compare: index });
+                return Ok(Ok(Outcome::Conflict { compare: index }));
             }
         }
         self.change(txn.ops)?;
-        Ok(Outcome::Committed { revision: self.state.revision })
+        Ok(Ok(Outcome::Committed { revision: self.state.revision }))
     }
 
     fn holds(&self, compare: &Compare) -> Result<bool, StoreError> {
@@ -258,7 +290,9 @@ impl Thread {
             .prepare_cached("INSERT INTO lease (id, ttl_ms) VALUES (?1, ?2)")?
             .execute([signed(id), ttl_ms])?;
         self.state.lease = id;
-        self.leases.insert(id, Lease::new(ttl, Instant::now()));
+        let lease = Lease::new(ttl, Instant::now());
+        self.soonest = Some(self.soonest.map_or(lease.ends, |soonest| soonest.min(lease.ends)));
+        self.leases.insert(id, lease);
         Ok(id)
     }
 
@@ -274,10 +308,13 @@ impl Thread {
     /// Ends the leases whose time is over, and drops a little of the log where it is too long.
     fn housekeeping(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let over: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
-        for lease in over {
-            self.leases.remove(&lease);
-            self.end_lease(lease)?;
+        if self.soonest.is_some_and(|soonest| soonest <= now) {
+            let over = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id);
+            for lease in over.collect::<Vec<LeaseId>>() {
+                self.leases.remove(&lease);
+                self.end_lease(lease)?;
+            }
+            self.soonest = self.leases.values().map(|lease| lease.ends).min();
         }
         let wanted = self.state.revision.saturating_sub(self.options.history);
         // In steps, so that the counter is not written with each commit.
