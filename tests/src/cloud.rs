@@ -135,12 +135,8 @@ impl Cloud {
     pub fn form_with(&self, env: &[(&str, &str)], words: &[&str], stdin: &str) -> Said {
         let mut command = self.command(&["timeout", "--signal=KILL", "120"]);
         command.args(words).envs(env.iter().copied());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("form");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("form");
         // A command that does not read what it is given is no failure of ours.
         let _ = child.stdin.take().expect("its input").write_all(stdin.as_bytes());
         Said::new(words.join(" "), child.wait_with_output().expect("form"))

@@ -16,7 +16,10 @@ fn a_workload_that_fails_is_told_with_its_exit_code_and_restarted_as_its_policy_
         assert!(said.contains("`form logs fail`"), "{said}");
         let found = cloud.get("instance", "fail");
         assert_eq!(found["status"]["phase"], "Failed", "{found:#}");
-        assert_eq!((&found["status"]["exit_code"], &found["status"]["restarts"]), (&3.into(), &formation_tests::Value::Null));
+        assert_eq!(
+            (&found["status"]["exit_code"], &found["status"]["restarts"]),
+            (&3.into(), &formation_tests::Value::Null)
+        );
         assert!(cloud.form(&["logs", "fail"]).done().contains("I cannot go on"));
         assert!(cloud.machines().is_empty());
         let name = "fail.default.formation.internal";

@@ -1,21 +1,28 @@
 //! From a directory with a Formfile to a package, and on to an instance that runs.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
 use form_types::v1::build_status::Phase as BuildPhase;
-use form_types::v1::instance_spec::Restart;
+use form_types::v1::instance_spec::{Power, Restart};
 use form_types::v1::instance_status::Phase;
-use form_types::v1::{BuildSpec, InstanceSpec};
+use form_types::v1::port::Protocol;
+use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
 use form_types::{Object, kinds};
 use futures::TryStreamExt as _;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio_util::io::ReaderStream;
 
 use crate::api::Api;
 use crate::error::Error;
 use crate::output::say;
 use crate::{cli, progress, verbs};
+
+/// How long a workload without ports has to hold until it is said to run.
+const MOMENT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
     let name = name.map_or_else(|| name_of(&dir), Ok)?;
@@ -26,14 +33,15 @@ pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: 
 pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     let name = args.name.map_or_else(|| name_of(&args.dir), Ok)?;
     let project = args.project.project;
-    build(&api, &args.dir, &name, &project).await?;
+    let digest = build(&api, &args.dir, &name, &project).await?;
 
     let mut spec = match api.get_object::<kinds::Instance>(&project, &name).await {
-        Ok(instance) => instance.spec,
+        Ok(instance) => again(&instance, &digest),
         Err(Error::Refused(problem)) if problem.status == 404 => InstanceSpec::default(),
         Err(error) => return Err(error),
     };
     spec.package.clone_from(&name);
+    spec.set_power(Power::On);
     spec.set_restart(match args.restart {
         cli::Restart::Always => Restart::Always,
         cli::Restart::OnFailure => Restart::OnFailure,
@@ -50,9 +58,48 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
         return say(format_args!("instance {name} is wanted"));
     }
     let running = verbs::wait_until(&api, &instance, &[Phase::Running]).await?;
+    let running = settle(&api, running).await?;
+    if running.status.phase() != Phase::Running {
+        return say(format_args!("{name} has ended: {}", running.status.message));
+    }
     let addresses = running.status.addresses.join(", ");
     let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
     say(format_args!("{name} runs at {addresses}; http://{name}.{project}.formation.internal{port}/"))
+}
+
+/// What an instance that is there already is to be: restarted, where it has another package or does not run.
+fn again(instance: &Object<kinds::Instance>, digest: &str) -> InstanceSpec {
+    let (mut spec, status) = (instance.spec.clone(), &instance.status);
+    let other = !status.package_digest.is_empty() && status.package_digest != digest;
+    if other || matches!(status.phase(), Phase::Failed | Phase::BackOff | Phase::Stopped) {
+        spec.restart_count = spec.restart_count.wrapping_add(1);
+    }
+    spec
+}
+
+/// Waits until it answers at its first port, or for a moment: a workload that ends as soon as it is started did not run.
+async fn settle(api: &Api, running: Object<kinds::Instance>) -> Result<Object<kinds::Instance>, Error> {
+    let (project, name) = (&running.meta.project, &running.meta.name);
+    let ends = api.wait_for(project, name, |found: Option<&Object<kinds::Instance>>| {
+        found.is_none_or(|found| found.status.phase() != Phase::Running).then_some(())
+    });
+    tokio::select! {
+        ended = ends => ended?,
+        () = answers(&running.status) => return Ok(running),
+        () = tokio::time::sleep(MOMENT) => return Ok(running),
+    }
+    verbs::wait_until(api, &running, &[Phase::Running]).await
+}
+
+/// Ends when somebody listens at the first port; never, if there is none, or it is out of our reach.
+async fn answers(status: &InstanceStatus) {
+    let port = status.ports.iter().find(|port| port.protocol() == Protocol::Tcp);
+    let address = status.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
+    let number = port.and_then(|port| u16::try_from(port.port).ok());
+    let (Some(address), Some(number)) = (address, number) else { return std::future::pending().await };
+    while TcpStream::connect((address, number)).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Uploads the directory, has it built, and answers with the package's digest.
