@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
+use form_pack_manager::formfile::Formfile;
 use form_types::v1::build_status::Phase as BuildPhase;
 use form_types::v1::instance_spec::{Power, Restart};
 use form_types::v1::instance_status::Phase;
@@ -128,9 +129,16 @@ async fn build(api: &Api, dir: &Path, name: &str, project: &str) -> Result<Strin
 
 /// Sends the directory to the package store; answers with the digest of what was sent.
 async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
-    if !dir.join("Formfile").is_file() {
+    let formfile = dir.join("Formfile");
+    if !formfile.is_file() {
         return Err(Error::Usage(format!("{}: there is no Formfile in it", dir.display())));
     }
+    // The build would say the same, after everything was sent.
+    let text = std::fs::read(&formfile).map_err(Error::file(&formfile))?;
+    Formfile::parse("Formfile", &text).map_err(|found| {
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        Error::Usage(format!("{}:\n{}", dir.display(), found.join("\n")))
+    })?;
     let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
     let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
     let url =
