@@ -174,7 +174,8 @@ pub(crate) enum UpError {
 
 async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
     let config = Arc::clone(&context.config.borrow());
-    let _lock = lock(&config.data_dir)?;
+    // Until this process is no more: with its services' last tasks goes what they hold, and then the next may come.
+    std::mem::forget(lock(&config.data_dir)?);
     let endpoint = Endpoint(config.at(config.state_port));
     let cloud =
         Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
@@ -344,7 +345,7 @@ pub(crate) async fn down(flags: cli::Down) -> Result<(), Error> {
     if flags.machines {
         let stopped = vmm_service::stop_all(&config.data_dir.join("machines"), &config.guest_dir).await;
         let stopped = stopped.map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
-        return say(format_args!("the cloud is down; {stopped} machines were stopped"));
+        return say(format_args!("the cloud is down; machines stopped: {stopped}"));
     }
     let text = if was_up { "the cloud is down; its machines run on" } else { "the cloud was down already" };
     say(text)
