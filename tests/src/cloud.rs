@@ -17,6 +17,7 @@ use crate::{Answer, eventually, form, guest};
 /// `form up` with a data directory of its own.
 pub struct Cloud {
     up: Option<Child>,
+    guest: PathBuf,
     dir: tempfile::TempDir,
 }
 
@@ -54,13 +55,15 @@ impl Cloud {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("formation-story-").tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("data")).expect("a directory");
-        Self { up: None, dir }
+        Self { up: None, guest: guest(), dir }
     }
 
     /// Starts `form up`, and waits until it says that it is up.
     #[track_caller]
     pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log");
+        // One that was killed is waited for.
+        let _ = self.up.take().map(|mut up| up.wait());
         let seen = self.times_up();
         let up = self.command(&[]).arg("up").args(self.flags()).stdout(Stdio::null()).stderr(log).spawn();
         self.up = Some(up.expect("form up"));
@@ -73,9 +76,21 @@ impl Cloud {
 
     /// Ends `form up` in the middle of whatever it does.
     pub fn kill(&mut self) {
-        let mut up = self.up.take().expect("a cloud that is up");
-        up.kill().expect("a kill");
-        up.wait().expect("an end");
+        self.kill_now();
+        self.up.take().expect("a cloud that was up").wait().expect("an end");
+    }
+
+    /// The same, while others use it.
+    pub fn kill_now(&self) {
+        let up = self.up.as_ref().expect("a cloud that is up");
+        kill(Pid::from_raw(up.id().try_into().expect("a process id")), Signal::SIGKILL).expect("a kill");
+    }
+
+    /// From its next start on, what guests boot is looked for in an empty directory of the story.
+    pub fn without_kernel(&mut self) -> PathBuf {
+        self.guest = self.dir().join("guest");
+        std::fs::create_dir_all(&self.guest).expect("a directory");
+        self.guest.clone()
     }
 
     /// Waits until `form up` has ended by itself.
@@ -109,7 +124,7 @@ impl Cloud {
     }
 
     fn flags(&self) -> Vec<String> {
-        let (data, guest) = (self.data().display().to_string(), guest().display().to_string());
+        let (data, guest) = (self.data().display().to_string(), self.guest.display().to_string());
         ["--data-dir", &data, "--guest-dir", &guest].map(str::to_owned).into()
     }
 
