@@ -7,6 +7,7 @@
 //!
 //! Killed in the middle, a build is begun anew: it writes nothing but blobs, which are named by what is in them.
 
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -76,11 +77,13 @@ impl Controller for Builds {
         build.meta.revision = 0;
         self.client.update_status(build.clone()).await?;
         self.client.event::<kinds::Build>(&build.meta, event, phase.as_str_name(), message).await;
-        self.drop_context(&build).await?;
+        self.drop_contexts(&self.client.list::<kinds::Build>("").await?.items).await;
         Ok(Action::Wait)
     }
 
-    async fn listed(&self, _: &[Build]) {
+    async fn listed(&self, all: &[Build]) {
+        // One of a build that ended just before we were killed.
+        self.drop_contexts(all).await;
         self.health.done("builds");
     }
 }
@@ -118,21 +121,23 @@ impl Builds {
         Ok(())
     }
 
-    /// A context is of no use once its builds have ended.
-    async fn drop_context(&self, build: &Build) -> Result<(), form_client::Error> {
-        let others = self.client.list::<kinds::Build>("").await?.items;
-        let waits = |other: &Build| {
-            other.spec.context == build.spec.context
-                && !matches!(other.status.phase(), Phase::Succeeded | Phase::Failed)
-        };
-        if let (false, Ok(digest)) = (others.iter().any(waits), build.spec.context.parse::<Digest>()) {
-            let store = self.store.clone();
-            let dropped = tokio::task::spawn_blocking(move || store.delete(&digest)).await;
-            if !matches!(dropped, Ok(Ok(_))) {
-                tracing::warn!(%digest, "a build context that is of no use was not deleted");
+    /// Drops the contexts of which all builds have ended: they are of no use any more.
+    async fn drop_contexts(&self, all: &[Build]) {
+        let (ended, waiting): (Vec<&Build>, Vec<&Build>) =
+            all.iter().partition(|build| matches!(build.status.phase(), Phase::Succeeded | Phase::Failed));
+        let waiting: HashSet<&str> = waiting.iter().map(|build| build.spec.context.as_str()).collect();
+        let ended: HashSet<&str> = ended.iter().map(|build| build.spec.context.as_str()).collect();
+        let digests: Vec<Digest> = ended.difference(&waiting).filter_map(|context| context.parse().ok()).collect();
+        let store = self.store.clone();
+        let dropped = tokio::task::spawn_blocking(move || {
+            for digest in digests {
+                if let Err(error) = store.delete(&digest) {
+                    tracing::warn!(%digest, error = form_service::run::chain(&error), "a build context was not dropped");
+                }
             }
-        }
-        Ok(())
+        });
+        // It can only fail by a panic, which was told already.
+        let _ = dropped.await;
     }
 }
 

@@ -33,7 +33,14 @@ impl Default for LogConfig {
 impl LogConfig {
     /// What is wrong with the filter, if something is.
     pub fn check(&self) -> Result<(), String> {
-        EnvFilter::try_new(&self.level).map(|_| ()).map_err(|error| format!("log.level: {error}"))
+        self.filter().map(|_| ()).map_err(|error| format!("log.level: {error}"))
+    }
+}
+
+impl LogConfig {
+    fn filter(&self) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+        // qapi tells of each connection that it closes. A level for it in `level` comes later and is stronger.
+        EnvFilter::try_new(format!("qapi=warn,{}", self.level))
     }
 }
 
@@ -43,7 +50,7 @@ pub struct LogHandle(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
 
 impl LogHandle {
     pub fn apply(&self, config: &LogConfig) {
-        if let Ok(filter) = EnvFilter::try_new(&config.level)
+        if let Ok(filter) = config.filter()
             && let Err(error) = self.0.reload(filter)
         {
             tracing::warn!(%error, "the log filter stays as it was");
@@ -53,7 +60,7 @@ impl LogHandle {
 
 /// Starts logging to standard error. Once in a process; a second call changes nothing.
 pub fn init(config: &LogConfig) -> LogHandle {
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = config.filter().unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let human = match config.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

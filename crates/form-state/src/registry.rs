@@ -6,8 +6,8 @@
 mod claims;
 mod plan;
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +28,8 @@ use crate::{Error, Identity, keys};
 
 const MOST_OPERATIONS: usize = 128;
 const PAGE: usize = 500;
+/// Projects whose revision is kept in mind.
+const PROJECTS: usize = 1024;
 /// How often a write is planned again before its caller is told to come back.
 const ATTEMPTS: usize = 32;
 
@@ -43,11 +45,17 @@ pub struct Cluster {
 pub struct Registry {
     store: Arc<dyn Store>,
     cluster: Cluster,
+    projects: Arc<Projects>,
 }
+
+/// The revisions of projects that were open when they were last looked at: what a write into one has to compare. One
+/// that is out of date fails the compare, and the write is planned again from what is stored.
+#[derive(Default)]
+struct Projects(Mutex<HashMap<String, u64>>);
 
 impl Registry {
     pub fn new(store: Arc<dyn Store>, cluster: Cluster) -> Self {
-        Self { store, cluster }
+        Self { store, cluster, projects: Arc::default() }
     }
 
     pub(crate) fn store(&self) -> &dyn Store {
@@ -153,7 +161,7 @@ impl Registry {
         }
         let mut attempts = 0;
         loop {
-            let mut plan = Plan::default();
+            let mut plan = Plan { again: attempts > 0, ..Plan::default() };
             let mut seen = HashSet::new();
             for operation in operations {
                 let key = self.plan(&mut plan, who, operation).await?;
@@ -257,6 +265,25 @@ impl Registry {
     pub(crate) async fn find(&self, key: &Key) -> Result<Option<(Resource, u64)>, Error> {
         let entry = self.store.get(&keys::resource(key)).await?;
         entry.map(|entry| Ok((decode(&entry)?, entry.revision))).transpose()
+    }
+
+    /// The revision of an open project, which a write into it compares. Without `again`, what was known last will do.
+    async fn open_project(&self, name: &str, again: bool) -> Result<u64, Error> {
+        let projects = || self.projects.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (false, Some(revision)) = (again, projects().get(name).copied()) {
+            return Ok(revision);
+        }
+        let key = Key { kind: "Project".into(), project: String::new(), name: name.to_owned() };
+        let (found, revision) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        if found.deletion_requested_at.is_some() {
+            return Err(Error::BeingDeleted(key));
+        }
+        let mut known = projects();
+        if known.len() >= PROJECTS {
+            known.clear();
+        }
+        known.insert(name.to_owned(), revision);
+        Ok(revision)
     }
 
     /// `None`: another writer came between, and it has to be planned again.

@@ -347,6 +347,9 @@ pub(crate) async fn down(flags: cli::Down) -> Result<(), Error> {
         let stopped = stopped.map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
         return say(format_args!("the cloud is down; machines stopped: {stopped}"));
     }
-    let text = if was_up { "the cloud is down; its machines run on" } else { "the cloud was down already" };
-    say(text)
+    let instances = std::fs::read_dir(config.data_dir.join("machines/instances"));
+    let some = instances.is_ok_and(|mut instances| instances.next().is_some());
+    let down = if was_up { "the cloud is down" } else { "the cloud was down already" };
+    let machines = if some { "; its machines run on (--machines stops them too)" } else { "" };
+    say(format_args!("{down}{machines}"))
 }

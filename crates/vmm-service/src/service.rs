@@ -10,7 +10,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use form_client::{Client, reconcile};
 use form_service::Context;
@@ -62,6 +61,9 @@ async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Starte
     let client = Client::new(config.state, &context.identity, "vmm-service")?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
     let host = Host::new(&config.data_dir, &kernel, &initramfs).await?;
+    for tap in crate::sweep(&host).await? {
+        tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
+    }
     let node = node::register(&client, config).await?;
     let addresses = Addresses::of(&node.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
     host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
@@ -129,9 +131,5 @@ pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate:
     for machine in &stopped {
         let _ = machine.watch().wait_for(ended).await;
     }
-    let count = stopped.len();
-    // So that the tasks let go of the machines' directories.
-    drop(machines);
-    tokio::time::sleep(Duration::ZERO).await;
-    failure.map_or(Ok(count), Err)
+    failure.map_or(Ok(stopped.len()), Err)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use flate2::{Compression, GzBuilder};
 
 use crate::cpio::{Archive, Entry};
-use crate::host::{output, run, say, write_if_changed};
+use crate::host::{cargo, output, run, say, target_directory, write_if_changed};
 use crate::modules;
 
 /// Debian's name for "the newest kernel without drivers for real machines".
@@ -44,11 +44,18 @@ pub(crate) fn build(out: &Path) -> Result<Guest> {
     let context = out.join("examples/hello");
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     write_if_changed(&context.join("Formfile"), &read(Path::new("examples/hello/Formfile"))?)?;
-    let hello = context.join("hello");
-    write_if_changed(&hello, &read(&programs.join("hello"))?)?;
-    fs::set_permissions(&hello, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot make {} executable", hello.display()))?;
+    // Beside its Formfile too, so that `form run examples/hello` does what it says.
+    for hello in [context.join("hello"), PathBuf::from("examples/hello/hello")] {
+        write_if_changed(&hello, &read(&programs.join("hello"))?)?;
+        fs::set_permissions(&hello, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {} executable", hello.display()))?;
+    }
     Ok(guest)
+}
+
+/// Where the guest's files go if nobody says otherwise.
+pub(crate) fn default_out() -> PathBuf {
+    target_directory().join("guest-image")
 }
 
 /// The directory with the unpacked kernel package.
@@ -106,7 +113,7 @@ fn newest_kernel() -> Result<(String, String)> {
 /// cannot be static. The gnu target can, so no other toolchain has to be installed.
 fn build_static(packages: &[&str]) -> Result<PathBuf> {
     let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo();
     command.args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--config", &flags]);
     command.args(packages.iter().flat_map(|package| ["--package", package]));
     let status = command.env_remove("RUSTFLAGS").status().context("cannot run cargo")?;
@@ -136,11 +143,6 @@ fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     gzip.write_all(&archive.finish())?;
     Ok(gzip.finish()?)
-}
-
-/// cargo's own idea of the target directory.
-fn target_directory() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
 }
 
 /// The one entry of `directory` whose name begins with `prefix`.

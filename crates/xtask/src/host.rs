@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,12 @@ use anyhow::{Context, Result, bail};
 /// The programs that booting a virtual machine needs, each with its Debian package.
 pub(crate) const VIRTUAL_MACHINES: [(&str, &str); 3] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("mke2fs", "e2fsprogs")];
+
+/// What the demo shows the cloud with: a stranger's tools.
+pub(crate) const TOOLS: [(&str, &str); 3] = [("dig", "bind9-dnsutils"), ("curl", "curl"), ("ip", "iproute2")];
+
+/// The judges that tests ask, where they are there.
+pub(crate) const JUDGES: [(&str, &str); 2] = [("kdig", "knot-dnsutils"), ("skopeo", "skopeo")];
 
 /// Sees to it that every program of `(program, Debian package)` is there.
 ///
@@ -96,6 +102,16 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String> {
         bail!("{program} failed ({}): {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
     }
     String::from_utf8(done.stdout).with_context(|| format!("{program} printed something else than text"))
+}
+
+/// cargo's own idea of the target directory.
+pub(crate) fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
+/// cargo, as it called us.
+pub(crate) fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// Writes `bytes` to `path` whole or not at all, and not if they are there already: build tools look at times.

@@ -1,10 +1,13 @@
 //! `cargo xtask`: everything a developer runs.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cpio;
+mod demo;
 mod guest;
 mod host;
 mod modules;
+mod test;
 
 use std::path::PathBuf;
 
@@ -20,13 +23,19 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Set everything up, bring a cloud up, run examples/hello in it, get its page by its name, and take it all down.
+    Demo,
+    /// Set everything up and run every test.
+    Test,
+    /// Measure the cloud beside its peers, and print the table.
+    Bench,
     /// Build what a guest boots: a kernel, and an initramfs with form-init.
     Guest {
-        /// Where vmlinuz, initramfs and the examples' contexts go.
-        #[arg(long, default_value = "target/guest-image")]
-        out: PathBuf,
+        /// Where vmlinuz, initramfs and the examples' contexts go [default: target/guest-image]
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
-    /// Install what the tests of virtual machines need on this machine.
+    /// Install what virtual machines need on this machine.
     Setup,
 }
 
@@ -36,8 +45,11 @@ fn main() -> anyhow::Result<()> {
         std::env::set_current_dir(PathBuf::from(here).join("../..")).context("cannot enter the workspace")?;
     }
     match Args::parse().task {
+        Task::Demo => demo::demo(),
+        Task::Test => test::test(),
+        Task::Bench => bench::bench(),
         Task::Guest { out } => {
-            let guest = guest::build(&out)?;
+            let guest = guest::build(&out.unwrap_or_else(guest::default_out))?;
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
             Ok(())
         }

@@ -23,6 +23,8 @@ const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(24 * 3600
 /// A transaction in the making.
 #[derive(Default)]
 pub(super) struct Plan {
+    /// A plan before this one failed a compare: nothing may be taken as it was.
+    pub(super) again: bool,
     /// What it is about, for messages.
     pub(super) key: Key,
     pub(super) compares: Vec<Compare>,
@@ -75,7 +77,10 @@ impl Registry {
         let (resource, kind, key) = given(request.resource.as_ref())?;
         who.may(Verb::Write, kind, &key.project)?;
         if request.idempotency_key.is_empty() {
-            if self.find(&key).await?.is_some() {
+            // At first there is hope: if it exists, the compare fails, and then it is looked for. Not where the claim of the
+            // one that exists would be found first.
+            let hope = !plan.again && claims::of(resource).is_empty();
+            if !hope && self.find(&key).await?.is_some() {
                 return Err(Error::AlreadyExists(key));
             }
         } else if let Some(made) = self.made_before(plan, who, &request.idempotency_key, &key).await? {
@@ -241,7 +246,9 @@ impl Registry {
                 let network = part::<InstanceSpec>(&new.spec).network;
                 let name = if network.is_empty() { "default" } else { &network };
                 let key = Key { kind: "Network".into(), project: new.project.clone(), name: name.to_owned() };
-                if self.find(&key).await?.is_none() && self.project(&new.project).await?.is_some() {
+                if self.find(&key).await?.is_none() {
+                    // Where there is no project, that is what is missing.
+                    self.open_project(&new.project, true).await?;
                     let text = format!("there is no network {name:?} in project {}", new.project);
                     return Err(Invalid::at("spec.network", text).into());
                 }
@@ -249,23 +256,15 @@ impl Registry {
             _ => {}
         }
         if !kind.is_cluster_scoped() {
-            let project = Key { kind: "Project".into(), project: String::new(), name: new.project.clone() };
-            let (found, revision) =
-                self.project(&new.project).await?.ok_or_else(|| Error::NotFound(project.clone()))?;
-            if found.deletion_requested_at.is_some() {
-                return Err(Error::BeingDeleted(project));
-            }
             // Not only that it exists: closing it for deletion changes its revision.
+            let revision = self.open_project(&new.project, plan.again).await?;
+            let project = Key { kind: "Project".into(), project: String::new(), name: new.project.clone() };
             let compare = Compare::Revision(keys::resource(&project), revision);
             if !plan.compares.contains(&compare) {
                 plan.compares.push(compare);
             }
         }
         Ok(())
-    }
-
-    async fn project(&self, name: &str) -> Result<Option<(Resource, u64)>, Error> {
-        self.find(&Key { kind: "Project".into(), project: String::new(), name: name.to_owned() }).await
     }
 
     /// What a creation with this key made before; where there was none, plans that this one is remembered.

@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: us and the peers, side by side.
+
+use anyhow::{Result, bail};
+
+use crate::{demo, guest, host};
+
+/// The peer that our store is measured beside.
+const PEERS: [(&str, &str); 1] = [("etcd", "etcd-server")];
+
+pub(crate) fn bench() -> Result<()> {
+    let wanted: Vec<(&str, &str)> = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&PEERS).copied().collect();
+    host::ensure_packages(&wanted)?;
+    let image = guest::default_out();
+    guest::build(&image)?;
+    if !host::cargo().args(["build", "--quiet", "--release", "--workspace"]).status()?.success() {
+        bail!("cargo build failed");
+    }
+    let (image, target) = (image.canonicalize()?, host::target_directory().canonicalize()?);
+    let scratch = tempfile::tempdir_in(&target)?;
+    demo::enter_namespace(scratch.path())?;
+    let (form, program) = (target.join("release/form"), target.join("release/form-bench"));
+    let paths = [("--form", form.as_path()), ("--guest", image.as_path()), ("--scratch", scratch.path())];
+    let arguments: Vec<_> = paths.iter().flat_map(|(flag, path)| [flag.as_ref(), path.as_os_str()]).collect();
+    host::run(&program.display().to_string(), &arguments)
+}

@@ -1,0 +1,37 @@
+//! `cargo xtask test`: all set-up, and then every test there is.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::guest;
+use crate::host::{self, say};
+
+pub(crate) fn test() -> Result<()> {
+    let wanted: Vec<(&str, &str)> =
+        host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&host::JUDGES).copied().collect();
+    host::ensure_packages(&wanted)?;
+    let guest = guest::default_out();
+    guest::build(&guest)?;
+
+    step(host::cargo().args(["fmt", "--check"]))?;
+    step(host::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    if host::output("cargo", &["deny", "--version"]).is_ok() {
+        step(host::cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))?;
+    } else {
+        say("skipped: cargo-deny is not installed; licences and duplicate versions were not checked");
+    }
+    // The guest's directory is seen from wherever a test runs.
+    let guest = guest.canonicalize().with_context(|| format!("cannot find {}", guest.display()))?;
+    step(host::cargo().args(["test", "--workspace", "--no-fail-fast"]).env("FORMATION_GUEST", guest))
+}
+
+fn step(command: &mut Command) -> Result<()> {
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    say(format_args!("== cargo {}", words.join(" ")));
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed ({status})", words.join(" "));
+    }
+    Ok(())
+}
