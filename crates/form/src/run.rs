@@ -65,7 +65,7 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     }
     let addresses = running.status.addresses.join(", ");
     let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
-    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.formation.internal{port}/"))
+    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.{}{port}/", api.zone()))
 }
 
 /// What an instance that is there already is to be: restarted, where it has another package or does not run.

@@ -269,11 +269,15 @@ async fn announce(context: form_service::Context<Config>, state: Endpoint, ready
             () = context.shutdown.cancelled() => return Ok(()),
         }
     }
-    let data_dir = context.config.borrow().data_dir.clone();
+    let (data_dir, zone) = {
+        let config = context.config.borrow();
+        (config.data_dir.clone(), config.zone.clone())
+    };
     let file = path_in(&data_dir);
     let fail = |error: &(dyn std::error::Error + 'static)| UpError::Context(form_service::run::chain(error));
     let token = form_service::secret::read(&data_dir.join("state/admin.token")).map_err(|error| fail(&error))?;
-    let wanted = Context { state: state.0, token: token.reveal().to_owned(), ca: context.identity.ca_pem.clone() };
+    let (token, ca) = (token.reveal().to_owned(), context.identity.ca_pem.clone());
+    let wanted = Context { state: state.0, token, ca, zone };
     wanted.save(&file).map_err(|error| fail(&error))?;
     context.health.done("cloud");
     tracing::info!(context = %file.display(), took_ms = started.elapsed().as_millis(), "the cloud is up");
