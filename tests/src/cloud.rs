@@ -18,6 +18,7 @@ use crate::{Answer, eventually, form, guest};
 pub struct Cloud {
     up: Option<Child>,
     guest: PathBuf,
+    set: Vec<String>,
     dir: tempfile::TempDir,
 }
 
@@ -55,7 +56,7 @@ impl Cloud {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("formation-story-").tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("data")).expect("a directory");
-        Self { up: None, guest: guest(), dir }
+        Self { up: None, guest: guest(), set: Vec::new(), dir }
     }
 
     /// Starts `form up`, and waits until it says that it is up.
@@ -93,6 +94,11 @@ impl Cloud {
         self.guest.clone()
     }
 
+    /// From its next start on, this key of its configuration has this value.
+    pub fn set(&mut self, setting: &str) {
+        self.set.push(setting.to_owned());
+    }
+
     /// Waits until `form up` has ended by itself.
     #[track_caller]
     pub fn ended(&mut self) {
@@ -125,7 +131,8 @@ impl Cloud {
 
     fn flags(&self) -> Vec<String> {
         let (data, guest) = (self.data().display().to_string(), self.guest.display().to_string());
-        ["--data-dir", &data, "--guest-dir", &guest].map(str::to_owned).into()
+        let set = self.set.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]);
+        ["--data-dir", &data, "--guest-dir", &guest].map(str::to_owned).into_iter().chain(set).collect()
     }
 
     /// `form`, with nothing of this machine's own configuration. It may not take for ever.
@@ -235,11 +242,12 @@ impl Cloud {
         .collect()
     }
 
-    /// The taps that machines have.
+    /// The taps that machines have. Not `ip tuntap`: it reads /sys, which is another namespace's.
     pub fn taps(&self) -> Vec<String> {
-        let output = Command::new("ip").args(["-oneline", "tuntap", "list"]).output().expect("ip");
+        let output = Command::new("ip").args(["-oneline", "link", "show", "type", "tun"]).output().expect("ip");
+        assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect()
+        text.lines().filter_map(|line| Some(line.split(": ").nth(1)?.to_owned())).collect()
     }
 
     /// A directory of the story, with what goes into a package.

@@ -1,5 +1,5 @@
 //! A workload that fails: why is told, the restart policy holds, and its name does not answer.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use formation_tests::{eventually, program, story};
 
@@ -57,5 +57,13 @@ fn a_workload_that_has_done_its_work_has_not_failed() {
         let found = cloud.get("instance", "job");
         assert_eq!((&found["status"]["phase"], &found["status"]["exit_code"]), (&"Stopped".into(), &0.into()));
         assert!(cloud.form(&["logs", "job"]).done().contains("done"));
+
+        // And its work is not done again because the cloud went down and came up.
+        cloud.form_here(&["down", "--machines"]).done();
+        cloud.ended();
+        cloud.start();
+        cloud.form(&["status"]).done();
+        assert_eq!(cloud.get("instance", "job")["status"], found["status"]);
+        assert!(cloud.machines().is_empty());
     });
 }

@@ -1,5 +1,5 @@
 //! The cloud is killed while a machine runs. The machine does not notice, and the next cloud takes it up.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use formation_tests::{eventually, story};
 
@@ -26,9 +26,12 @@ fn a_killed_cloud_finds_its_machines_again() {
         assert_eq!(std::fs::read(cloud.context_file()).unwrap(), token, "who was known is known");
         assert_eq!(eventually("the alias", || cloud.page("alias.default.formation.internal")), "Hello from hello!\n");
 
-        // And it is the new cloud's to command.
-        cloud.form(&["instance", "stop", "hello"]).done();
-        assert!(cloud.machines().is_empty());
+        // And it is the new cloud's to command; whose command is not forgotten when it is killed in turn.
+        cloud.form(&["instance", "delete", "hello", "--no-wait"]).done();
+        cloud.kill();
+        cloud.start();
+        eventually("the instance is gone", || cloud.list("instances").is_empty().then_some(()));
+        assert!(cloud.machines().is_empty() && cloud.taps().is_empty());
     });
 }
 

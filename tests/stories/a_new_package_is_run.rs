@@ -1,5 +1,5 @@
 //! `form run` again: what changed in the directory is what runs.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use formation_tests::{eventually, guest, story};
 

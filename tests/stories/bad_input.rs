@@ -1,5 +1,5 @@
 //! What is wrong is refused: with what is wrong and where, with an exit code that scripts can use, and with no change.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use formation_tests::{Cloud, story};
 

@@ -1,5 +1,5 @@
 //! Names that users give: records in the project's part of the cluster's zone, and zones of their own.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use std::time::Duration;
 
@@ -112,5 +112,18 @@ fn a_zone_is_its_projects_and_never_the_clusters() {
         within(Duration::from_secs(5), "the zone is gone", || (www().status == "REFUSED").then_some(()));
         cloud.apply("{kind: Zone, project: red, name: shop, spec: {domain: shop.example}}");
         within(Duration::from_secs(5), "the zone is back", || (www().data == ["192.0.2.1"]).then_some(()));
+    });
+}
+
+#[test]
+fn the_clusters_zone_is_what_the_configuration_says() {
+    story(|cloud| {
+        cloud.kill();
+        cloud.set("zone=lab.example");
+        cloud.start();
+        let said = cloud.form(&["run", &cloud.hello(), "--name", "hello"]).done();
+        assert!(said.contains("http://hello.default.lab.example:8080/"), "{said}");
+        assert_eq!(cloud.page("hello.default.lab.example").unwrap(), "Hello from hello!\n");
+        assert_eq!(cloud.dig(&["hello.default.formation.internal", "A"]).status, "REFUSED");
     });
 }

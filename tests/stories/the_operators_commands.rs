@@ -1,5 +1,5 @@
 //! The commands around the machines: going down, looking, explaining, tokens, packages.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 

@@ -1,5 +1,5 @@
 //! A Formfile in, a running machine that answers by its name out; and at its end nothing is left of it.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use formation_tests::{eventually, story};
 

@@ -1,5 +1,5 @@
 //! An address is one instance's, whatever is killed when.
-#![allow(clippy::unwrap_used, reason = "a story may")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story may")]
 
 use std::collections::HashSet;
 
