@@ -29,6 +29,11 @@ fn what_is_wrong_is_refused_with_a_reason_and_changes_nothing() {
         assert!(said.contains("spec.vcpu"), "all that is wrong: {said}");
         let said = apply("{kind: Instance, name: Not_a_Label, spec: {package: p}}").refused(2);
         assert!(said.contains("name"), "{said}");
+        let said = apply("{kind: Record, name: x, name: y, spec: {name: x, type: A, data: [192.0.2.3]}}").refused(2);
+        assert!(said.contains("duplicate"), "{said}");
+        let entries: String = (0..500).map(|n| format!("    A{n}: {}\n", "x".repeat(32_000))).collect();
+        let said = apply(&format!("kind: Instance\nname: big\nspec:\n  package: p\n  env:\n{entries}")).refused(2);
+        assert!(said.contains("limit") && said.len() < 1000, "{said}");
         let said = apply("{kind: Frobnicator, name: x}").refused(2);
         assert!(said.contains("Frobnicator"), "{said}");
         let said =
@@ -46,6 +51,11 @@ fn what_is_wrong_is_refused_with_a_reason_and_changes_nothing() {
         cloud.form(&["frobnicate"]).refused(2);
         cloud.form(&["run"]).refused(2);
         cloud.form(&["run", "/nowhere/at/all"]).refused(2);
+        let said = cloud.form(&["run", &cloud.hello(), "--name", "Not_a_Label"]).refused(2);
+        assert!(said.contains("name: \"Not_a_Label\" is not a DNS label"), "{said}");
+        cloud.form(&["run", &cloud.hello(), "--env", "NOTHING"]).refused(2);
+        let said = cloud.form(&["run", &cloud.hello(), "--env", "1A=b"]).refused(2);
+        assert!(said.contains("spec.env.1A"), "{said}");
         cloud.form(&["get", "frobnicators"]).refused(2);
         cloud.form(&["get", "instances", "-l", "=,="]).refused(2);
         let said = cloud.form(&["get", "instance", "nobody"]).refused(3);

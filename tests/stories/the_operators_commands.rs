@@ -70,6 +70,21 @@ fn what_is_there_is_shown_in_every_format_and_as_it_changes() {
 }
 
 #[test]
+fn a_project_goes_once_it_is_empty() {
+    story(|cloud| {
+        cloud.apply("{kind: Project, name: red}");
+        cloud.apply("{kind: Record, project: red, name: r, spec: {name: r, type: A, data: [192.0.2.1]}}");
+        let said = cloud.form(&["delete", "project", "red"]).refused(4);
+        assert!(said.contains("still holds 1 Record"), "{said}");
+        cloud.form(&["delete", "record", "r", "--project", "red"]).done();
+        cloud.form(&["delete", "project", "red"]).done();
+        cloud.form(&["get", "project", "red"]).refused(3);
+        cloud.apply("{kind: Project, name: red}");
+        assert!(cloud.form(&["get", "records", "--project", "red", "-o", "json"]).done().trim() == "[]");
+    });
+}
+
+#[test]
 fn packages_are_built_listed_and_shown() {
     story(|cloud| {
         let formfile =

@@ -11,7 +11,7 @@ use form_types::v1::instance_spec::{Power, Restart};
 use form_types::v1::instance_status::Phase;
 use form_types::v1::port::Protocol;
 use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
-use form_types::{Object, kinds};
+use form_types::{Object, kinds, validate};
 use futures::TryStreamExt as _;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -34,6 +34,16 @@ pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: 
 pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     let name = args.name.map_or_else(|| name_of(&args.dir), Ok)?;
     let project = args.project.project;
+    // Judged before anything is built.
+    let mut asked = InstanceSpec { package: name.clone(), ..Default::default() };
+    for setting in &args.env {
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
+        asked.env.insert(key.to_owned(), value.to_owned());
+    }
+    let draft = Object::<kinds::Instance>::new(&project, &name, asked.clone());
+    validate(&draft.into()).map_err(|invalid| Error::Usage(invalid.to_string()))?;
     let digest = build(&api, &args.dir, &name, &project).await?;
 
     let mut spec = match api.get_object::<kinds::Instance>(&project, &name).await {
@@ -48,12 +58,7 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
         cli::Restart::OnFailure => Restart::OnFailure,
         cli::Restart::Never => Restart::Never,
     });
-    for setting in &args.env {
-        let (key, value) = setting
-            .split_once('=')
-            .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
-        spec.env.insert(key.to_owned(), value.to_owned());
-    }
+    spec.env.extend(asked.env);
     let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
     if args.no_wait {
         return say(format_args!("instance {name} is wanted"));
