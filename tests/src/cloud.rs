@@ -94,6 +94,15 @@ impl Cloud {
         self.guest.clone()
     }
 
+    /// From its next start on, it has a disk of its own of so many MiB, and nothing on it.
+    #[track_caller]
+    pub fn on_a_disk_of(&mut self, mib: u32) {
+        let size = format!("size={mib}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "story"]).arg(self.data());
+        assert!(mount.status().expect("mount").success(), "a small disk");
+    }
+
     /// From its next start on, this key of its configuration has this value.
     pub fn set(&mut self, setting: &str) {
         self.set.push(setting.to_owned());
@@ -295,6 +304,8 @@ impl Cloud {
 
 impl Drop for Cloud {
     fn drop(&mut self) {
+        // A disk that was put there, or nothing: then it says so, to nobody.
+        let _ = Command::new("umount").arg("--lazy").arg(self.data()).stderr(Stdio::null()).status();
         if std::thread::panicking() {
             let text = self.log_text();
             let lines: Vec<&str> = text.lines().collect();

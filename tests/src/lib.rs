@@ -23,7 +23,7 @@ mod answer;
 mod cloud;
 mod program;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,10 @@ fn lacks() -> Option<String> {
         if !std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()) {
             return Some(format!("there is no {program}; run `cargo xtask setup`"));
         }
+    }
+    let namespaces = Command::new("unshare").args(["--net", "--pid", "--fork", "--mount-proc", "true"]).output();
+    if !namespaces.is_ok_and(|output| output.status.success()) || !Path::new("/dev/net/tun").exists() {
+        return Some("this machine makes no namespaces, or no taps".to_owned());
     }
     if !form().is_file() {
         return Some(format!("{} is not built; run `cargo build --workspace`", form().display()));
