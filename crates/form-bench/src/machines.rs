@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -97,7 +98,9 @@ impl Drop for Killed {
 }
 
 async fn monitor(dir: &Path) -> Result<()> {
-    let socket = dir.join("qmp.sock");
+    // By way of a descriptor: a socket's address has room for 108 bytes, and a path may have more.
+    let dir = std::fs::File::open(dir)?;
+    let socket = format!("/proc/self/fd/{}/qmp.sock", dir.as_raw_fd());
     until("QEMU's monitor answers", || Ok(UnixStream::connect(&socket).ok().map(drop))).await
 }
 

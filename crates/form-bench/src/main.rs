@@ -13,7 +13,7 @@ mod writes;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::cloud::Cloud;
 
@@ -28,6 +28,17 @@ struct Args {
     /// Where the databases go: both on one disk.
     #[arg(long)]
     scratch: PathBuf,
+    /// Only this part, for a profiler's sake.
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Machines,
+    Watch,
+    Names,
+    Writes,
 }
 
 /// A row of the table.
@@ -43,33 +54,42 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     form_service::run::init_process();
     let dir = tempfile::tempdir_in(&args.scratch)?;
-    let mut rows = Vec::new();
-
-    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
-    rows.push(Row::alone("form up to ready, first start", format!("{:.2} s", cloud.took.as_secs_f64())));
-    cloud.down().await?;
-    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
-    rows.push(Row::alone("form up to ready, second start", format!("{:.2} s", cloud.took.as_secs_f64())));
-    rows.push(Row::alone("whole control plane, resident when idle", format!("{:.1} MiB", cloud.resident_mib()?)));
-
-    rows.push(writes::compare(&cloud, dir.path()).await?);
-    rows.push(watch::delivery(&cloud).await?);
-    rows.push(names::change(&cloud).await?);
-    rows.extend(machines::compare(&cloud, &args.guest).await?);
-    rows.push(Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)));
-    cloud.down().await?;
-
     println!("| what | Formation | peer | ratio |");
     println!("| --- | --- | --- | --- |");
-    for row in rows {
-        println!("| {} | {} | {} | {} |", row.what, row.ours, row.peer, row.ratio);
+
+    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
+    Row::alone("form up to ready, first start", format!("{:.2} s", cloud.took.as_secs_f64())).print();
+    cloud.down().await?;
+    let mut cloud = Cloud::up(&args.form, &args.guest, &dir.path().join("cloud")).await?;
+    Row::alone("form up to ready, second start", format!("{:.2} s", cloud.took.as_secs_f64())).print();
+    Row::alone("whole control plane, resident when idle", format!("{:.1} MiB", cloud.resident_mib()?)).print();
+
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Machines) {
+        for row in machines::compare(&cloud, &args.guest).await? {
+            row.print();
+        }
     }
-    Ok(())
+    if wanted(Part::Watch) {
+        watch::delivery(&cloud).await?.print();
+    }
+    if wanted(Part::Names) {
+        names::change(&cloud).await?.print();
+    }
+    if wanted(Part::Writes) {
+        writes::compare(&cloud, dir.path()).await?.print();
+    }
+    Row::alone("whole control plane, resident after all this", format!("{:.1} MiB", cloud.resident_mib()?)).print();
+    cloud.down().await
 }
 
 impl Row {
     fn alone(what: &'static str, ours: String) -> Self {
         Self { what, ours, peer: String::new(), ratio: String::new() }
+    }
+
+    fn print(&self) {
+        println!("| {} | {} | {} | {} |", self.what, self.ours, self.peer, self.ratio);
     }
 }
 

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: us and the peers, side by side.
 
+use std::ffi::OsStr;
+
 use anyhow::{Result, bail};
 
 use crate::{demo, guest, host};
@@ -7,7 +9,7 @@ use crate::{demo, guest, host};
 /// The peer that our store is measured beside.
 const PEERS: [(&str, &str); 1] = [("etcd", "etcd-server")];
 
-pub(crate) fn bench() -> Result<()> {
+pub(crate) fn bench(only: Option<&str>) -> Result<()> {
     let wanted: Vec<(&str, &str)> = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&PEERS).copied().collect();
     host::ensure_packages(&wanted)?;
     let image = guest::default_out();
@@ -20,6 +22,8 @@ pub(crate) fn bench() -> Result<()> {
     demo::enter_namespace(scratch.path())?;
     let (form, program) = (target.join("release/form"), target.join("release/form-bench"));
     let paths = [("--form", form.as_path()), ("--guest", image.as_path()), ("--scratch", scratch.path())];
-    let arguments: Vec<_> = paths.iter().flat_map(|(flag, path)| [flag.as_ref(), path.as_os_str()]).collect();
+    let mut arguments: Vec<&OsStr> =
+        paths.iter().flat_map(|(flag, path)| [OsStr::new(flag), path.as_os_str()]).collect();
+    arguments.extend(only.iter().flat_map(|part| [OsStr::new("--only"), OsStr::new(part)]));
     host::run(&program.display().to_string(), &arguments)
 }

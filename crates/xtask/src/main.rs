@@ -28,7 +28,10 @@ enum Task {
     /// Set everything up and run every test.
     Test,
     /// Measure the cloud beside its peers, and print the table.
-    Bench,
+    Bench {
+        /// Only one part: machines, watch, names or writes.
+        only: Option<String>,
+    },
     /// Build what a guest boots: a kernel, and an initramfs with form-init.
     Guest {
         /// Where vmlinuz, initramfs and the examples' contexts go [default: target/guest-image]
@@ -47,7 +50,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Demo => demo::demo(),
         Task::Test => test::test(),
-        Task::Bench => bench::bench(),
+        Task::Bench { only } => bench::bench(only.as_deref()),
         Task::Guest { out } => {
             let guest = guest::build(&out.unwrap_or_else(guest::default_out))?;
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
