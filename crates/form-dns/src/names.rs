@@ -297,11 +297,29 @@ fn rrset(record: &Object<kinds::Record>, origin: &Name, ttl: u32) -> Result<Vec<
     };
     let ttl = spec.ttl.unwrap_or(ttl);
     let parse = |(index, text): (usize, &String)| {
-        let data = RData::try_from_str(rtype, text)
-            .map_err(|error| format!("spec.data[{index}]: {text:?} is no data of a {rtype} record: {error}"))?;
+        let wrong = |error: &dyn std::fmt::Display| {
+            format!("spec.data[{index}]: {text:?} is no data of a {rtype} record: {error}")
+        };
+        let mut data = RData::try_from_str(rtype, text).map_err(|error| wrong(&error))?;
+        // A name without a dot at its end is the zone's (RFC 1035, section 5.1).
+        if let Some(target) = target(&mut data).filter(|target| !target.is_fqdn()) {
+            *target = target.clone().append_domain(origin).map_err(|error| wrong(&error))?;
+        }
         Ok(Record::from_rdata(name.clone(), ttl, data))
     };
     spec.data.iter().enumerate().map(parse).collect()
+}
+
+/// The name that the data points to, where it does.
+fn target(data: &mut RData) -> Option<&mut Name> {
+    match data {
+        RData::CNAME(data) => Some(&mut data.0),
+        RData::NS(data) => Some(&mut data.0),
+        RData::PTR(data) => Some(&mut data.0),
+        RData::MX(data) => Some(&mut data.exchange),
+        RData::SRV(data) => Some(&mut data.target),
+        _ => None,
+    }
 }
 
 /// A status that is out of date by the time it is written is written again when the change comes.
@@ -309,5 +327,31 @@ fn settle<T>(written: Result<T, form_client::Error>) -> Result<(), form_client::
     match written {
         Ok(_) | Err(form_client::Error::Conflict(_) | form_client::Error::NotFound(_)) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use form_types::v1::RecordSpec;
+
+    use super::*;
+
+    fn data(rtype: record_spec::Type, text: &str) -> Result<String, String> {
+        let spec =
+            RecordSpec { name: "www".into(), r#type: rtype.into(), data: vec![text.to_owned()], ..Default::default() };
+        let record = Object::<kinds::Record>::new("p", "r", spec);
+        let origin = Name::from_ascii("example.org.").unwrap();
+        Ok(rrset(&record, &origin, 60)?[0].data.to_string())
+    }
+
+    #[test]
+    fn rfc1035_5_1_a_name_without_a_dot_at_its_end_is_the_zones() {
+        use record_spec::Type;
+        let told = [(Type::Cname, "web"), (Type::Mx, "10 web"), (Type::Srv, "0 0 80 web"), (Type::Ns, "web")];
+        for (rtype, text) in told {
+            assert!(data(rtype, text).unwrap().ends_with("web.example.org."), "{text}");
+            assert!(data(rtype, &format!("{text}.")).unwrap().ends_with("web."), "{text}.");
+        }
+        assert!(data(Type::A, "web").unwrap_err().starts_with("spec.data[0]: \"web\" is no data of a A record"));
     }
 }

@@ -99,5 +99,13 @@ fn chunks(mut reader: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Bytes>>
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Problem {
     tracing::error!(error = form_service::run::chain(error), "a request failed");
+    let is_full = |cause: &(dyn std::error::Error + 'static)| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    };
+    if std::iter::successors(Some(error), |cause| cause.source()).any(is_full) {
+        let text = "the disk of the package store is full; nothing was taken";
+        return Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", text);
+    }
     Problem::internal()
 }

@@ -1,11 +1,11 @@
 //! Resources as JSON: proto's own names, enums by name, timestamps as RFC 3339, spec and status in place.
 
 use prost::Message as _;
-use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
 use serde_json::{Map, Value};
 
 use crate::v1::Resource;
-use crate::{Invalid, KindInfo, descriptor, validate};
+use crate::{Invalid, KindInfo, Violation, descriptor, validate};
 
 /// The resource as people see it. What is not set is left out.
 pub fn to_json(resource: &Resource) -> Value {
@@ -46,6 +46,9 @@ fn typed(of: MessageDescriptor, at: &str, json: Value) -> Result<prost_types::An
 }
 
 fn parse(of: MessageDescriptor, at: &str, json: Value) -> Result<DynamicMessage, Invalid> {
+    let mut unknown = Vec::new();
+    find_unknown(&of, at, &json, &mut unknown);
+    Invalid::check(unknown)?;
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let mut track = serde_path_to_error::Track::new();
     let reader = serde_path_to_error::Deserializer::new(json, &mut track);
@@ -58,6 +61,35 @@ fn parse(of: MessageDescriptor, at: &str, json: Value) -> Result<DynamicMessage,
         };
         Invalid::at(path, error.to_string())
     })
+}
+
+/// A hostile resource may be wrong a hundred thousand times.
+const MOST_TOLD: usize = 100;
+
+/// All fields that do not exist. The parser would stop at the first, and name the message that it is in.
+fn find_unknown(of: &MessageDescriptor, at: &str, json: &Value, found: &mut Vec<Violation>) {
+    for (name, value) in json.as_object().into_iter().flatten() {
+        if found.len() >= MOST_TOLD {
+            return;
+        }
+        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        let Some(field) = of.get_field_by_name(name).or_else(|| of.get_field_by_json_name(name)) else {
+            let known: Vec<String> = of.fields().map(|field| field.name().to_owned()).collect();
+            let what = format!("there is no such field; there are {}", known.join(", "));
+            found.push(Violation { path, what });
+            continue;
+        };
+        // What is Google's (a timestamp) has a form of its own in JSON, and a map has any keys.
+        match field.kind() {
+            Kind::Message(inner) if !field.is_map() && inner.package_name() == of.package_name() => {
+                for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+                    find_unknown(&inner, &format!("{path}[{index}]"), item, found);
+                }
+                find_unknown(&inner, &path, value, found);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn plain(of: MessageDescriptor, bytes: &[u8]) -> Map<String, Value> {

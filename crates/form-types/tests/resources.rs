@@ -53,7 +53,13 @@ fn all_violations_are_told_at_once() {
 
 #[test]
 fn what_has_no_place_is_refused_with_its_path() {
-    assert!(refusal(instance(json!({"package": "a", "memory": 3}))).starts_with("spec"), "unknown field");
+    let said = refusal(instance(json!({"package": "a", "memory": 3, "cpus": 1})));
+    for path in ["spec.memory: there is no such field; there are package, network,", "\nspec.cpus: there is no"] {
+        assert!(said.contains(path), "{said}");
+    }
+    assert!(refusal(json!({"kind": "Instance", "name": "a", "sepc": {}})).starts_with("sepc: there is no such field"));
+    let package = json!({"kind": "Package", "project": "p", "name": "a", "spec": {"ports": [{"prot": 1}]}});
+    assert!(refusal(package).starts_with("spec.ports[0].prot: there is no such field; there are port, protocol"));
     assert!(refusal(instance(json!({"package": "a", "vcpu": "many"}))).starts_with("spec.vcpu: "));
     assert!(refusal(instance(json!({"package": "a", "power": "Maybe"}))).starts_with("spec.power: "));
     assert!(

@@ -47,6 +47,11 @@ impl Api {
         Ok(Self { http, context })
     }
 
+    /// The zone of the cluster's own names.
+    pub(crate) fn zone(&self) -> &str {
+        &self.context.zone
+    }
+
     fn url(&self, kind: &KindInfo, project: &str, name: &str) -> String {
         let mut url = format!("https://form-state:{}/v1", self.context.state.port());
         if !kind.is_cluster_scoped() {

@@ -16,6 +16,8 @@ pub(crate) struct Context {
     pub(crate) token: String,
     /// The cluster's CA, PEM.
     pub(crate) ca: String,
+    /// The zone of the cluster's own names.
+    pub(crate) zone: String,
 }
 
 /// What `form up` writes into its data directory.

@@ -29,8 +29,11 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Document>, Error> {
 fn parse(name: &str, text: &str) -> Result<Vec<Document>, Error> {
     let mut documents = Vec::new();
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        // The error has line and column, of the whole file.
-        let value = Value::deserialize(document).map_err(|error| Error::Usage(format!("{name}: {error}")))?;
+        // The error has line and column, of the whole file. As YAML first: of a key that is there twice, JSON would
+        // take the last.
+        let yaml = serde_yaml_ng::Value::deserialize(document);
+        let yaml = yaml.map_err(|error| Error::Usage(format!("{name}: {error}")))?;
+        let value = serde_json::to_value(yaml).map_err(|error| Error::Usage(format!("{name}: {error}")))?;
         if !value.is_null() {
             documents.push(Document { place: format!("{name}, document {}", index + 1), value });
         }
@@ -57,6 +60,8 @@ mod tests {
     fn what_is_no_yaml_is_refused_with_its_line() {
         let said = parse("app.yaml", "kind: A\nspec: [1, 2\nx: y\n").unwrap_err().to_string();
         assert!(said.contains("app.yaml") && said.contains("line"), "{said}");
+        let twice = parse("f", "kind: A\nname: a\nname: b\n").unwrap_err().to_string();
+        assert!(twice.contains("duplicate") && twice.contains("name"), "{twice}");
         assert!(parse("f", "---\n").unwrap_err().to_string().contains("no resource"));
     }
 }

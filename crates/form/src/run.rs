@@ -1,21 +1,29 @@
 //! From a directory with a Formfile to a package, and on to an instance that runs.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
+use form_pack_manager::formfile::Formfile;
 use form_types::v1::build_status::Phase as BuildPhase;
-use form_types::v1::instance_spec::Restart;
+use form_types::v1::instance_spec::{Power, Restart};
 use form_types::v1::instance_status::Phase;
-use form_types::v1::{BuildSpec, InstanceSpec};
-use form_types::{Object, kinds};
+use form_types::v1::port::Protocol;
+use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
+use form_types::{Object, kinds, validate};
 use futures::TryStreamExt as _;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio_util::io::ReaderStream;
 
 use crate::api::Api;
 use crate::error::Error;
 use crate::output::say;
 use crate::{cli, progress, verbs};
+
+/// How long a workload without ports has to hold until it is said to run.
+const MOMENT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
     let name = name.map_or_else(|| name_of(&dir), Ok)?;
@@ -26,33 +34,78 @@ pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: 
 pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     let name = args.name.map_or_else(|| name_of(&args.dir), Ok)?;
     let project = args.project.project;
-    build(&api, &args.dir, &name, &project).await?;
+    // Judged before anything is built.
+    let mut asked = InstanceSpec { package: name.clone(), ..Default::default() };
+    for setting in &args.env {
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
+        asked.env.insert(key.to_owned(), value.to_owned());
+    }
+    let draft = Object::<kinds::Instance>::new(&project, &name, asked.clone());
+    validate(&draft.into()).map_err(|invalid| Error::Usage(invalid.to_string()))?;
+    let digest = build(&api, &args.dir, &name, &project).await?;
 
     let mut spec = match api.get_object::<kinds::Instance>(&project, &name).await {
-        Ok(instance) => instance.spec,
+        Ok(instance) => again(&instance, &digest),
         Err(Error::Refused(problem)) if problem.status == 404 => InstanceSpec::default(),
         Err(error) => return Err(error),
     };
     spec.package.clone_from(&name);
+    spec.set_power(Power::On);
     spec.set_restart(match args.restart {
         cli::Restart::Always => Restart::Always,
         cli::Restart::OnFailure => Restart::OnFailure,
         cli::Restart::Never => Restart::Never,
     });
-    for setting in &args.env {
-        let (key, value) = setting
-            .split_once('=')
-            .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
-        spec.env.insert(key.to_owned(), value.to_owned());
-    }
+    spec.env.extend(asked.env);
     let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
     if args.no_wait {
         return say(format_args!("instance {name} is wanted"));
     }
     let running = verbs::wait_until(&api, &instance, &[Phase::Running]).await?;
+    let running = settle(&api, running).await?;
+    if running.status.phase() != Phase::Running {
+        return say(format_args!("{name} has ended: {}", running.status.message));
+    }
     let addresses = running.status.addresses.join(", ");
     let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
-    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.formation.internal{port}/"))
+    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.{}{port}/", api.zone()))
+}
+
+/// What an instance that is there already is to be: restarted, where it has another package or does not run.
+fn again(instance: &Object<kinds::Instance>, digest: &str) -> InstanceSpec {
+    let (mut spec, status) = (instance.spec.clone(), &instance.status);
+    let other = !status.package_digest.is_empty() && status.package_digest != digest;
+    if other || matches!(status.phase(), Phase::Failed | Phase::BackOff | Phase::Stopped) {
+        spec.restart_count = spec.restart_count.wrapping_add(1);
+    }
+    spec
+}
+
+/// Waits until it answers at its first port, or for a moment: a workload that ends as soon as it is started did not run.
+async fn settle(api: &Api, running: Object<kinds::Instance>) -> Result<Object<kinds::Instance>, Error> {
+    let (project, name) = (&running.meta.project, &running.meta.name);
+    let ends = api.wait_for(project, name, |found: Option<&Object<kinds::Instance>>| {
+        found.is_none_or(|found| found.status.phase() != Phase::Running).then_some(())
+    });
+    tokio::select! {
+        ended = ends => ended?,
+        () = answers(&running.status) => return Ok(running),
+        () = tokio::time::sleep(MOMENT) => return Ok(running),
+    }
+    verbs::wait_until(api, &running, &[Phase::Running]).await
+}
+
+/// Ends when somebody listens at the first port; never, if there is none, or it is out of our reach.
+async fn answers(status: &InstanceStatus) {
+    let port = status.ports.iter().find(|port| port.protocol() == Protocol::Tcp);
+    let address = status.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
+    let number = port.and_then(|port| u16::try_from(port.port).ok());
+    let (Some(address), Some(number)) = (address, number) else { return std::future::pending().await };
+    while TcpStream::connect((address, number)).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Uploads the directory, has it built, and answers with the package's digest.
@@ -81,9 +134,16 @@ async fn build(api: &Api, dir: &Path, name: &str, project: &str) -> Result<Strin
 
 /// Sends the directory to the package store; answers with the digest of what was sent.
 async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
-    if !dir.join("Formfile").is_file() {
+    let formfile = dir.join("Formfile");
+    if !formfile.is_file() {
         return Err(Error::Usage(format!("{}: there is no Formfile in it", dir.display())));
     }
+    // The build would say the same, after everything was sent.
+    let text = std::fs::read(&formfile).map_err(Error::file(&formfile))?;
+    Formfile::parse("Formfile", &text).map_err(|found| {
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        Error::Usage(format!("{}:\n{}", dir.display(), found.join("\n")))
+    })?;
     let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
     let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
     let url =

@@ -174,7 +174,8 @@ pub(crate) enum UpError {
 
 async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
     let config = Arc::clone(&context.config.borrow());
-    let _lock = lock(&config.data_dir)?;
+    // Until this process is no more: with its services' last tasks goes what they hold, and then the next may come.
+    std::mem::forget(lock(&config.data_dir)?);
     let endpoint = Endpoint(config.at(config.state_port));
     let cloud =
         Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
@@ -268,11 +269,15 @@ async fn announce(context: form_service::Context<Config>, state: Endpoint, ready
             () = context.shutdown.cancelled() => return Ok(()),
         }
     }
-    let data_dir = context.config.borrow().data_dir.clone();
+    let (data_dir, zone) = {
+        let config = context.config.borrow();
+        (config.data_dir.clone(), config.zone.clone())
+    };
     let file = path_in(&data_dir);
     let fail = |error: &(dyn std::error::Error + 'static)| UpError::Context(form_service::run::chain(error));
     let token = form_service::secret::read(&data_dir.join("state/admin.token")).map_err(|error| fail(&error))?;
-    let wanted = Context { state: state.0, token: token.reveal().to_owned(), ca: context.identity.ca_pem.clone() };
+    let (token, ca) = (token.reveal().to_owned(), context.identity.ca_pem.clone());
+    let wanted = Context { state: state.0, token, ca, zone };
     wanted.save(&file).map_err(|error| fail(&error))?;
     context.health.done("cloud");
     tracing::info!(context = %file.display(), took_ms = started.elapsed().as_millis(), "the cloud is up");
@@ -344,7 +349,7 @@ pub(crate) async fn down(flags: cli::Down) -> Result<(), Error> {
     if flags.machines {
         let stopped = vmm_service::stop_all(&config.data_dir.join("machines"), &config.guest_dir).await;
         let stopped = stopped.map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
-        return say(format_args!("the cloud is down; {stopped} machines were stopped"));
+        return say(format_args!("the cloud is down; machines stopped: {stopped}"));
     }
     let instances = std::fs::read_dir(config.data_dir.join("machines/instances"));
     let some = instances.is_ok_and(|mut instances| instances.next().is_some());

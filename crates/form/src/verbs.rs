@@ -176,23 +176,20 @@ pub(crate) async fn instance(api: Api, args: cli::Instance) -> Result<(), Error>
             result => break result?,
         }
     };
-    if !named.no_wait {
-        wait_until(&api, &instance, wanted).await?;
+    if named.no_wait {
+        return say(format_args!("instance {} is told", named.name));
     }
-    say(format_args!(
-        "instance {} is {}",
-        named.name,
-        if named.no_wait {
-            "told"
-        } else if wanted == [Phase::Stopped] {
-            "stopped"
-        } else {
-            "running"
-        }
-    ))
+    let now = wait_until(&api, &instance, wanted).await?;
+    match now.status.phase() {
+        Phase::Running => say(format_args!("instance {} is running", named.name)),
+        phase if wanted.contains(&phase) => say(format_args!("instance {} is stopped", named.name)),
+        _ => say(format_args!("instance {} has ended: {}", named.name, now.status.message)),
+    }
 }
 
-/// Waits until the instance has this spec and one of these phases; a failure that will not pass by itself ends it.
+/// Waits until the instance has this spec and one of these phases, or its workload has done its work and ended.
+///
+/// A workload that fails ends it too, also one that is tried again: it may fail for ever.
 pub(crate) async fn wait_until(
     api: &Api,
     wanted: &Object<kinds::Instance>,
@@ -210,12 +207,15 @@ pub(crate) async fn wait_until(
         if phases.contains(&status.phase()) {
             return Some(Ok(found.clone()));
         }
-        let code = status.exit_code.map_or_else(String::new, |code| format!(", exit code {code}"));
+        let fails = |then: &str| {
+            let said = format!("{}; {then}`form logs {name}` shows what it said", status.message);
+            Some(Err(Error::Failed(format!("instance {name} failed: {said}"))))
+        };
         match status.phase() {
-            Phase::Failed => Some(Err(Error::Failed(format!(
-                "instance {name} failed: {}{code}; `form logs {name}` shows what it said",
-                status.message
-            )))),
+            Phase::Stopped => Some(Ok(found.clone())),
+            Phase::Failed => fails(""),
+            // Anything but the workload that is in the way, a disk or a bridge, may come.
+            Phase::BackOff if status.reason == "Ended" => fails("it is tried again; "),
             _ => None,
         }
     });

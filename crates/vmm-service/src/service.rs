@@ -22,7 +22,7 @@ use self::address::Addresses;
 use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
-use crate::{Host, Phase, open_all};
+use crate::{Host, Phase, VmStatus, open_all};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -104,23 +104,32 @@ pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
 /// starts those again that are wanted.
 ///
 /// # Errors
-/// If the machines cannot be looked at.
+/// If the machines cannot be looked at, or one of them cannot be taken up; the others are stopped all the same.
 pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate::Error> {
     let host = Host::new(data_dir, &guest_dir.join("vmlinuz"), &guest_dir.join("initramfs")).await?;
-    let mut machines = Vec::new();
-    for (uid, machine) in open_all(&host)? {
+    let (mut machines, mut failure) = (Vec::new(), None);
+    for (_, machine) in open_all(&host)? {
         match machine {
-            Ok(machine) => {
-                machine.stop().await?;
-                machines.push(machine);
-            }
-            Err(error) => tracing::warn!(uid, %error, "a machine cannot be taken up"),
+            Ok(machine) => machines.push(machine),
+            // Was never made to its end.
+            Err(crate::Error::NotFound { .. }) => {}
+            Err(error) => failure = Some(error),
         }
     }
+    let ended = |status: &VmStatus| matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted);
+    let mut stopped = Vec::new();
     for machine in &machines {
-        let mut status = machine.watch();
-        // Closes when the machine's task ends, which is as good as stopped.
-        let _ = status.wait_for(|status| matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted)).await;
+        // A wait ends with the machine's task too, and that is as good as stopped.
+        let found =
+            machine.watch().wait_for(|status| status.phase != Phase::Pending).await.map(|status| ended(&status));
+        // One that has ended by itself is not to begin anew with the next start.
+        if !found.unwrap_or(true) {
+            machine.stop().await?;
+            stopped.push(machine);
+        }
     }
-    Ok(machines.len())
+    for machine in &stopped {
+        let _ = machine.watch().wait_for(ended).await;
+    }
+    failure.map_or(Ok(stopped.len()), Err)
 }

@@ -45,6 +45,10 @@ fn a_workload_that_fails_is_told_with_its_exit_code_and_tried_again_while_the_po
         let status = reaches(&vm, Phase::BackOff).await;
         assert_eq!(status.last_exit.unwrap().code, Some(1));
         assert!(console(&vm).await.contains("PORT=\"none\" is no port"));
+        // To be told again what is wanted already does not shorten the pause.
+        vm.set_power(true).await.unwrap();
+        vm.set_power(true).await.unwrap();
+        assert_eq!(vm.status().phase, Phase::BackOff);
         reaches(&vm, Phase::Starting).await;
         assert_eq!(vm.status().restarts, 1);
 

@@ -380,7 +380,7 @@ fn told(machine: &VmStatus) -> (InstancePhase, &'static str, String) {
         Phase::Pending => (InstancePhase::Pending, "Preparing"),
         Phase::Starting => (InstancePhase::Starting, "Booting"),
         Phase::Running => (InstancePhase::Running, "Started"),
-        Phase::Stopping | Phase::Deleted => (InstancePhase::Stopping, "Asked"),
+        Phase::Stopping | Phase::Deleted => (InstancePhase::Stopping, "Ending"),
         Phase::Stopped => (InstancePhase::Stopped, "Ended"),
         Phase::Failed => (InstancePhase::Failed, "Ended"),
         Phase::BackOff => (InstancePhase::BackOff, "Ended"),

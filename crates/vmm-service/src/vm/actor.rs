@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use form_guest::Report;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::{Change, Command, Phase, VmStatus};
@@ -122,15 +122,21 @@ impl Actor {
     async fn back_off(&mut self, delay: Duration, problem: Option<String>) -> Result<Step> {
         self.publish(Phase::BackOff, None);
         self.status.send_modify(|status| status.problem = problem);
-        tokio::select! {
-            () = sleep(delay) => Ok(self.decide()),
-            command = self.commands.recv() => match command {
-                Some(command) => {
-                    self.obey(command).await;
-                    Ok(self.decide())
-                }
-                None => Ok(Step::Detach),
-            },
+        Ok(if self.pause(delay).await { self.decide() } else { Step::Detach })
+    }
+
+    /// Waits this long, or until something else is wanted. Whether anybody is left who could command.
+    async fn pause(&mut self, delay: Duration) -> bool {
+        let end = Instant::now() + delay;
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return true,
+                command = self.commands.recv() => match command {
+                    // To be told again what is wanted already, as happens at every look at us, is no reason to hurry.
+                    Some(command) => if self.obey(command).await { return true },
+                    None => return false,
+                },
+            }
         }
     }
 
@@ -139,16 +145,7 @@ impl Actor {
         warn!(error = error as &dyn std::error::Error, "trying again in {} s", TRY_AGAIN.as_secs());
         let problem = Some(chain(error));
         self.status.send_modify(|status| status.problem = problem);
-        tokio::select! {
-            () = sleep(TRY_AGAIN) => Step::Resume,
-            command = self.commands.recv() => match command {
-                Some(command) => {
-                    self.obey(command).await;
-                    Step::Resume
-                }
-                None => Step::Detach,
-            },
-        }
+        if self.pause(TRY_AGAIN).await { Step::Resume } else { Step::Detach }
     }
 
     async fn start(&mut self) -> Result<Step> {
@@ -224,6 +221,8 @@ impl Actor {
             }
             let phase = match stopping {
                 Some(_) => Phase::Stopping,
+                // Its workload has ended; the guest takes a moment to go after it.
+                None if heard.exit.is_some() => Phase::Stopping,
                 None if heard.started => Phase::Running,
                 None => Phase::Starting,
             };
@@ -237,7 +236,9 @@ impl Actor {
                 }
                 changed = watch.changed() => changed?,
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command).await,
+                    Some(command) => {
+                        self.obey(command).await;
+                    }
                     None => return Ok(Step::Detach),
                 },
                 () = sleep_until(press), if stopping.is_some() && !heard.stopping => {
@@ -280,8 +281,8 @@ impl Actor {
         self.store.remove()
     }
 
-    /// Writes down what is wanted, then acknowledges. A deletion is final.
-    async fn obey(&mut self, Command { change, done }: Command) {
+    /// Writes down what is wanted, then acknowledges. A deletion is final. Whether that is something else than before.
+    async fn obey(&mut self, Command { change, done }: Command) -> bool {
         let mut wanted = self.wanted.clone();
         let anew = match change {
             _ if wanted.goal == Goal::Delete => false,
@@ -298,7 +299,7 @@ impl Actor {
         };
         if !anew && wanted == self.wanted {
             let _ = done.send(Ok(()));
-            return;
+            return false;
         }
         let mut state = self.state.clone();
         if anew {
@@ -314,8 +315,10 @@ impl Actor {
             self.wanted = wanted;
             self.state = state;
         }
+        let changed = written.is_ok();
         // Whoever asked may have gone; what is wanted stays wanted.
         let _ = done.send(written);
+        changed
     }
 
     async fn save(&self) -> Result<()> {

@@ -41,7 +41,7 @@ pub enum Phase {
     Starting,
     /// Its entrypoint runs.
     Running,
-    /// It was told to stop.
+    /// It was told to stop; or its entrypoint has ended, and the guest goes after it.
     Stopping,
     /// It ended, as was wanted or with success.
     Stopped,
