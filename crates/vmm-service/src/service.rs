@@ -69,8 +69,10 @@ async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Starte
     host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
     let images = Images::open(config.data_dir.join("images"), &context.identity)?;
     let (nudge, nudges) = reconcile::nudges();
-    let instances = Instances::adopt(client.clone(), host, images, addresses, Arc::clone(config), nudge)?;
-    Ok((client, Arc::new(instances.with_health(context.health.clone())), nudges))
+    let (client_of, config_of) = (client.clone(), Arc::clone(config));
+    let health = context.health.clone();
+    let instances = Instances::adopt(client_of, host, images, addresses, config_of, nudge, health)?;
+    Ok((client, Arc::new(instances), nudges))
 }
 
 async fn serve(

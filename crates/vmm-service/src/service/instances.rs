@@ -108,6 +108,7 @@ impl Instances {
         addresses: Addresses,
         config: Arc<Config>,
         nudge: Nudge,
+        health: Health,
     ) -> Result<Self, RunError> {
         let mut machines = Machines::default();
         for (uid, machine) in open_all(&host)? {
@@ -126,13 +127,9 @@ impl Instances {
             addresses,
             config,
             nudge,
-            health: Health::default(),
+            health,
             machines: Mutex::new(machines),
         })
-    }
-
-    pub(super) fn with_health(self, health: Health) -> Self {
-        Self { health, ..self }
     }
 
     pub(super) fn accelerator(&self) -> Accelerator {
