@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::schema::{State, signed, unsigned};
 use super::{Shared, SqliteOptions};
@@ -35,7 +35,9 @@ pub(super) enum Request {
 }
 
 /// Answers a request, once it is known whether its group is on disk.
-type Finish = Box<dyn FnOnce(Result<(), StoreError>)>;
+type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+type Answer = (Finish, Result<(), StoreError>);
 
 pub(super) struct Writer {
     requests: Option<SyncSender<Request>>,
@@ -50,6 +52,9 @@ impl Writer {
         shared: Arc<Shared>,
     ) -> Result<Self, StoreError> {
         let (requests, queue) = sync_channel(QUEUE);
+        // Holds no more than the queue of requests lets through.
+        let (answers, written) = mpsc::unbounded_channel();
+        tokio::runtime::Handle::current().spawn(answer(written));
         let leases = stored_leases(&connection)?;
         let thread = Thread {
             connection,
@@ -58,6 +63,7 @@ impl Writer {
             options,
             shared,
             leases,
+            answers,
             fresh: Vec::new(),
             soonest: Some(Instant::now()),
             trim_to: state.compacted,
@@ -90,6 +96,14 @@ impl Drop for Writer {
     }
 }
 
+/// Answers whole groups, from within the runtime: who waits is then woken here, without a call to the kernel each, and
+/// a connection with several of them sends their answers in one piece.
+async fn answer(mut written: mpsc::UnboundedReceiver<Vec<Answer>>) {
+    while let Some(group) = written.recv().await {
+        group.into_iter().for_each(|(finish, result)| finish(result));
+    }
+}
+
 struct Lease {
     ttl: Duration,
     ends: Instant,
@@ -109,6 +123,7 @@ struct Thread {
     durable: State,
     options: SqliteOptions,
     shared: Arc<Shared>,
+    answers: mpsc::UnboundedSender<Vec<Answer>>,
     leases: HashMap<LeaseId, Lease>,
     /// No lease ends before this; `None`: there is none. So that not every write looks at every lease.
     soonest: Option<Instant>,
@@ -164,7 +179,8 @@ impl Thread {
                     std::mem::replace(revision, self.durable.revision) != self.durable.revision
                 });
                 metrics::histogram!("form_state_commit_seconds").record(started.elapsed().as_secs_f64());
-                finish.into_iter().for_each(|finish| finish(Ok(())));
+                metrics::histogram!("form_state_commit_requests").record(finish.len() as f64);
+                self.answer(finish.into_iter().map(|finish| (finish, Ok(()))).collect());
             }
             Some(error) => {
                 tracing::error!(%error, "a group of writes failed and was taken back");
@@ -180,7 +196,7 @@ impl Thread {
                 if matches!(error, StoreError::Full) {
                     self.make_room();
                 }
-                finish.into_iter().for_each(|finish| finish(Err(error.again())));
+                self.answer(finish.into_iter().map(|finish| (finish, Err(error.again()))).collect());
             }
         }
     }
@@ -190,6 +206,11 @@ impl Thread {
         self.compact(self.durable.revision);
         // Readers that are in the middle of a page keep it from being whole; the next failure tries again.
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+
+    fn answer(&self, group: Vec<Answer>) {
+        // The runtime is gone, and whoever waited with it.
+        let _ = self.answers.send(group);
     }
 
     fn carry_out(&mut self, request: Request, failed: &mut Option<StoreError>) -> Finish {
@@ -366,7 +387,7 @@ impl Thread {
 
 /// Does one request's work, unless the group has failed already. The outer error of `work` fails the whole group, the
 /// inner one is for the asker alone.
-fn step<T: 'static>(
+fn step<T: Send + 'static>(
     failed: &mut Option<StoreError>,
     reply: Reply<T>,
     work: impl FnOnce() -> Result<Result<T, StoreError>, StoreError>,
