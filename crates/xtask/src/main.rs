@@ -5,6 +5,7 @@ mod cpio;
 mod guest;
 mod host;
 mod modules;
+mod openapi;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,8 @@ enum Task {
         #[arg(long, default_value = "target/guest-image")]
         out: PathBuf,
     },
+    /// Write docs/openapi.yaml anew.
+    Openapi,
     /// Install what the tests of virtual machines need on this machine.
     Setup,
 }
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
             Ok(())
         }
+        Task::Openapi => openapi::write(),
         Task::Setup => host::ensure_packages(&host::VIRTUAL_MACHINES),
     }
 }
