@@ -20,7 +20,7 @@ mod service;
 pub mod store;
 mod tokens;
 
-pub use api::openapi::document as openapi;
+pub use api::openapi::{document as openapi, yaml as openapi_yaml};
 pub use auth::{Identity, Role};
 pub use config::Config;
 pub use error::Error;

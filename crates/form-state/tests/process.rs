@@ -228,7 +228,7 @@ fn a_full_disk_refuses_writes_reads_go_on_and_with_space_writes_do_too() {
             }
             written = n;
         }
-        let (status, kind, text) = refused.expect("the disk is full at some time");
+        let (status, kind, text) = refused.unwrap();
         assert_eq!((status, kind.as_str()), (507, "disk-full"), "{text}");
         assert_eq!(admin.get(&format!("{NETWORKS}/kept")).await.status, 200);
         let last = admin.get(&format!("{NETWORKS}/n{}", written % 50)).await.ok();

@@ -7,6 +7,7 @@ mod demo;
 mod guest;
 mod host;
 mod modules;
+mod openapi;
 mod test;
 
 use std::path::PathBuf;
@@ -38,6 +39,8 @@ enum Task {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Write docs/openapi.yaml anew.
+    Openapi,
     /// Install what virtual machines need on this machine.
     Setup,
 }
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
             Ok(())
         }
+        Task::Openapi => openapi::write(),
         Task::Setup => host::ensure_packages(&host::VIRTUAL_MACHINES),
     }
 }

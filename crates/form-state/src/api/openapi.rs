@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 use form_types::{KINDS, KindInfo};
 use serde_json::{Map, Value, json};
 
-pub(super) fn yaml() -> &'static str {
+/// [`document`] as text.
+pub fn yaml() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| serde_yaml_ng::to_string(&document()).unwrap_or_default());
     &TEXT
 }

@@ -359,7 +359,7 @@ impl Events {
     /// The next that is no progress.
     pub async fn change(&mut self) -> (String, Value) {
         loop {
-            let (name, data, _) = self.next().await.expect("the watch goes on");
+            let (name, data, _) = self.next().await.unwrap();
             if name != "progress" {
                 return (name, data);
             }
@@ -369,7 +369,7 @@ impl Events {
     /// The next place in the log.
     pub async fn progress(&mut self) -> u64 {
         loop {
-            let (name, _, id) = self.next().await.expect("the watch goes on");
+            let (name, _, id) = self.next().await.unwrap();
             if name == "progress" {
                 return id.unwrap();
             }
