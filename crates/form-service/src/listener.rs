@@ -209,7 +209,7 @@ fn limited(routes: Router, limits: Limits) -> Router {
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(limits.body_bytes))
         .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
-        .layer(axum::middleware::map_response(as_problem))
+        .layer(axum::middleware::map_response(move |response| as_problem(response, limits)))
         .layer(overload)
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a request's handler panicked");
@@ -218,14 +218,16 @@ fn limited(routes: Router, limits: Limits) -> Router {
 }
 
 /// Errors are problem documents, also those that layers and extractors made and not a handler.
-async fn as_problem(response: Response) -> Response {
+async fn as_problem(response: Response, limits: Limits) -> Response {
     let status = response.status();
     let is_text = response.headers().get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"text/"));
     if !is_text || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let problem = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(status, "too-large", "the body is larger than is taken here"),
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(status, "too-large", format!("the body is larger than the limit, {} bytes", limits.body_bytes))
+        }
         StatusCode::GATEWAY_TIMEOUT => Problem::new(status, "timeout", "the answer took too long; try again"),
         status => {
             let kind = status.canonical_reason().unwrap_or("error").to_lowercase().replace(' ', "-");

@@ -25,8 +25,8 @@ pub enum Error {
     Invalid(#[from] Invalid),
     #[error("{what} {value} belongs to {owner} already")]
     Taken { what: &'static str, value: String, owner: String },
-    #[error("project {project} still holds {holds}; delete what is in it first")]
-    NotEmpty { project: String, holds: String },
+    #[error("{} still holds {holds}; delete that first", show(.key))]
+    NotEmpty { key: Key, holds: String },
     #[error("{0}")]
     Unauthenticated(&'static str),
     #[error("{0}")]

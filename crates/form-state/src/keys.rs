@@ -15,6 +15,7 @@ pub(crate) const PRESENCE: &str = "presence/";
 pub(crate) const CLAIM_PREFIX: &str = "claim/prefix/";
 /// Written with every claim of a prefix: prefixes overlap without being equal, so each claim is about all of them.
 pub(crate) const PREFIXES: &str = "cluster/prefixes";
+pub(crate) const CLUSTER_IPV4: &str = "cluster/ipv4";
 pub(crate) const CLUSTER_IPV6: &str = "cluster/ipv6";
 
 pub(crate) fn resource(key: &Key) -> String {

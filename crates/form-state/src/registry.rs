@@ -15,7 +15,7 @@ use form_types::v1::{
     Change, CreateRequest, DeleteRequest, FinalizeRequest, Key, Lease, ListRequest, ListResponse, Operation, Resource,
     UpdateStatusRequest, WatchRequest, WatchResponse, change, operation,
 };
-use form_types::{Invalid, KINDS, KindInfo, Object, Selector, kinds};
+use form_types::{Invalid, KINDS, Kind as _, KindInfo, Object, Selector, kinds};
 use futures::StreamExt as _;
 use futures::future;
 use futures::stream::{self, BoxStream};
@@ -248,7 +248,7 @@ impl Registry {
             }
             let Some(done) = self.commit(plan, &mut attempts).await? else { continue };
             if !holds.is_empty() {
-                return Err(Error::NotEmpty { project: key.name, holds: holds.join(", ") });
+                return Err(Error::NotEmpty { key, holds: holds.join(", ") });
             }
             return done.results.into_iter().next().ok_or_else(empty);
         }
@@ -338,6 +338,22 @@ impl Registry {
         let request = CreateRequest { resource: Some(event.into()), idempotency_key: String::new() };
         if let Err(error) = self.create(&Identity::myself(), request).await {
             tracing::warn!(%error, "an event was not recorded");
+        }
+    }
+
+    /// How many instances are placed on `node`.
+    async fn placed_on(&self, node: &str) -> Result<usize, Error> {
+        let (mut count, mut after) = (0, None);
+        loop {
+            let range = Range { prefix: keys::kind(kinds::Instance::INFO.name, ""), after, limit: PAGE };
+            let page = self.store.list(range).await?;
+            for entry in &page.entries {
+                count += usize::from(claims::about(&decode(entry)?) == node);
+            }
+            if !page.more {
+                return Ok(count);
+            }
+            after = page.entries.last().map(|entry| entry.key.clone());
         }
     }
 

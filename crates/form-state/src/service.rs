@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use form_service::identity::IdentityError;
@@ -11,7 +12,7 @@ use form_service::{Context, secret};
 use form_types::v1::token_spec::Role;
 use form_types::v1::{CreateRequest, DeleteRequest, ProjectSpec, Resource, TokenSpec, TokenStatus};
 use form_types::{Object, kinds};
-use ipnet::Ipv6Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -31,6 +32,8 @@ pub enum RunError {
     Store { path: PathBuf, source: StoreError },
     #[error("listening on {address}; is another form-state running?")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("ipv4_range: {wanted}; this cluster was made with {decided}, and its addresses are in use: put that back")]
+    Range { wanted: Ipv4Net, decided: Ipv4Net },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("making what a new cluster needs")]
@@ -47,8 +50,12 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let options = SqliteOptions { history: config.history, max_bytes: config.max_mib << 20 };
     let store = SqliteStore::open(&path, options).await.map_err(|source| RunError::Store { path, source })?;
 
-    let ipv6 = cluster_ipv6(&store).await?;
-    let registry = Registry::new(Arc::new(store), Cluster { ipv4: config.ipv4_range, ipv6 });
+    let ipv6 = decided(&store, keys::CLUSTER_IPV6, random_ula()).await?;
+    let ipv4 = decided(&store, keys::CLUSTER_IPV4, config.ipv4_range).await?;
+    if ipv4 != config.ipv4_range {
+        return Err(RunError::Range { wanted: config.ipv4_range, decided: ipv4 });
+    }
+    let registry = Registry::new(Arc::new(store), Cluster { ipv4, ipv6 });
     bootstrap(&registry, &config.data_dir).await?;
 
     let listener =
@@ -66,24 +73,24 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The cluster's ULA /48, picked once at random (RFC 4193, section 3.2).
-async fn cluster_ipv6(store: &impl Store) -> Result<Ipv6Net, Error> {
-    loop {
-        if let Some(entry) = store.get(keys::CLUSTER_IPV6).await? {
-            let text = String::from_utf8_lossy(&entry.value).into_owned();
-            let parsed = text.parse();
-            return parsed.map_err(|_| Error::Store(StoreError::Engine(format!("{text:?} is no prefix").into())));
-        }
-        let random = uuid::Uuid::new_v4().as_u128();
-        let address = Ipv6Addr::from((0xfd << 120) | (random & (((1 << 40) - 1) << 80)));
-        let prefix = Ipv6Net::new_assert(address, 48).trunc().to_string();
-        let key = keys::CLUSTER_IPV6.to_owned();
-        let txn = Txn {
-            compares: vec![Compare::Absent(key.clone())],
-            ops: vec![Op::Put { key, value: prefix.into(), lease: None }],
-        };
-        store.commit(txn).await?;
-    }
+/// The cluster's ULA /48, picked at random (RFC 4193, section 3.2).
+fn random_ula() -> Ipv6Net {
+    let random = uuid::Uuid::new_v4().as_u128();
+    let address = Ipv6Addr::from((0xfd << 120) | (random & (((1 << 40) - 1) << 80)));
+    Ipv6Net::new_assert(address, 48).trunc()
+}
+
+/// What is decided once: the first value that was proposed for `key`.
+async fn decided<T: FromStr + ToString>(store: &impl Store, key: &str, proposal: T) -> Result<T, Error> {
+    let txn = Txn {
+        compares: vec![Compare::Absent(key.to_owned())],
+        ops: vec![Op::Put { key: key.to_owned(), value: proposal.to_string().into(), lease: None }],
+    };
+    store.commit(txn).await?;
+    let entry = store.get(key).await?;
+    let text = entry.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()).unwrap_or_default();
+    text.parse()
+        .map_err(|_| Error::Store(StoreError::Engine(format!("{key} is {text:?}, which cannot be read").into())))
 }
 
 /// Makes the project `default`, and the first admin's token. Killed in between, it is done again: the token counts only

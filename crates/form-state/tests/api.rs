@@ -82,8 +82,8 @@ async fn every_bad_field_is_named_at_once() {
     let wanted = ["name", "labels.a b", "spec.package", "spec.vcpu", "spec.env.1A", "spec.grace_seconds"];
     assert_eq!(fields, wanted);
     for (body, at_path, field) in [
-        (json!({"name": "web", "spec": {"package": "a", "cpu": 1}}), "spec", "'cpu'"),
-        (json!({"name": "web", "spek": {}}), "", "'spek'"),
+        (json!({"name": "web", "spec": {"package": "a", "cpu": 1}}), "spec.cpu", "spec.cpu"),
+        (json!({"name": "web", "spek": {}}), "spek", "spek"),
         (json!({"name": "web", "spec": {"package": "a", "vcpu": "many"}}), "spec.vcpu", "invalid digit"),
     ] {
         let refused = admin.post(at, body).await;

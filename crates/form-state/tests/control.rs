@@ -256,6 +256,30 @@ async fn the_scheduler_places_what_fits_and_says_why_the_rest_waits() {
     // What was never placed goes at once.
     admin.post(instances, an_instance("fourth", 9999)).await.ok();
     assert_eq!(admin.delete(&format!("{instances}/fourth")).await.status, 200);
+
+    // A node goes when nothing is placed on it any more.
+    let refused = admin.delete("/v1/nodes/large").await;
+    assert_eq!((refused.status, refused.problem().1.as_str()), (409, "not-empty"), "{refused:?}");
+    let second = until::<kinds::Instance>(&watcher, "default", "second", |_| true).await;
+    for name in ["second", "third"] {
+        admin.delete(&format!("{instances}/{name}")).await.ok();
+    }
+    let third = until::<kinds::Instance>(&watcher, "default", "third", |_| true).await;
+    for placed in [second, third] {
+        let node = cloud.service("vmm-service", &placed.status.node);
+        node.finalize::<kinds::Instance>(&placed.meta).await.unwrap();
+    }
+    admin.delete("/v1/nodes/large").await.ok();
+}
+
+#[tokio::test]
+async fn the_range_of_addresses_is_decided_once() {
+    let place = Cloud::start().await.stop().await;
+    let range = |text: &'static str| move |config: &mut form_state::Config| config.ipv4_range = text.parse().unwrap();
+    let context = place.context(range("10.0.0.0/16"));
+    let refused = form_state::run(context).await.unwrap_err().to_string();
+    assert!(refused.contains("made with 100.64.0.0/10"), "{refused}");
+    Cloud::start_in(place, range("100.64.0.0/10")).await;
 }
 
 #[tokio::test]

@@ -169,6 +169,13 @@ impl Registry {
         if kind.name == kinds::Network::INFO.name && key.name == "default" {
             return Err(Error::Denied("the network default goes with its project".to_owned()));
         }
+        if kind.name == kinds::Node::INFO.name {
+            // Its machines would have nobody left who could clean up after them.
+            match self.placed_on(&key.name).await? {
+                0 => {}
+                count => return Err(Error::NotEmpty { key, holds: format!("{count} instances") }),
+            }
+        }
         // An instance that was never placed has nobody to clean up after it. A project is closed before it is looked into.
         let placed = !part::<InstanceStatus>(&resource.status).node.is_empty();
         let waits = (kind.finalized && placed) || kind.name == kinds::Project::INFO.name;

@@ -45,6 +45,13 @@ impl Place {
         self.dir.path().join("data")
     }
 
+    /// What a form-state is run with here.
+    pub fn context(&self, adjust: impl FnOnce(&mut Config)) -> Context<Config> {
+        let mut config = Config { listen: self.address, data_dir: self.data_dir(), ..Config::default() };
+        adjust(&mut config);
+        Context::new(config::fixed(config), self.identity("form-state", "one"), CancellationToken::new())
+    }
+
     pub fn admin(&self) -> Http {
         let token = std::fs::read_to_string(self.data_dir().join("admin.token")).unwrap();
         self.person(token.trim())
@@ -107,12 +114,8 @@ impl Cloud {
     }
 
     pub async fn start_in(place: Place, adjust: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { listen: place.address, data_dir: place.data_dir(), ..Config::default() };
-        adjust(&mut config);
-        let shutdown = CancellationToken::new();
-        let identity = place.identity("form-state", "one");
-        let context = Context::new(config::fixed(config), identity, shutdown.clone());
-        let health = context.health.clone();
+        let context = place.context(adjust);
+        let (health, shutdown) = (context.health.clone(), context.shutdown.clone());
         let mut task = tokio::spawn(form_state::run(context));
         tokio::select! {
             () = health.ready() => {}
