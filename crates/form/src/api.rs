@@ -34,16 +34,7 @@ pub(crate) enum Change {
 
 impl Api {
     pub(crate) fn new(context: Context) -> Result<Self, Error> {
-        let setup = |error: reqwest::Error| Error::Usage(format!("the context's CA cannot be used: {error}"));
-        let ca = reqwest::Certificate::from_pem(context.ca.as_bytes()).map_err(setup)?;
-        let http = reqwest::Client::builder()
-            .tls_certs_only([ca])
-            .connect_timeout(Duration::from_secs(5))
-            // By its own name, not its machine's: no other service's certificate has it.
-            .resolve("form-state", context.state)
-            .no_proxy()
-            .build()
-            .map_err(setup)?;
+        let http = http("form-state", context.state, &context)?;
         Ok(Self { http, context })
     }
 
@@ -70,15 +61,7 @@ impl Api {
         let (host, port) = (parsed.host_str().unwrap_or_default(), parsed.port_or_known_default().unwrap_or(443));
         let host = host.trim_matches(['[', ']']);
         let ip = host.parse().map_err(|_| Error::Answer(format!("{url:?} names no IP address")))?;
-        let ca = reqwest::Certificate::from_pem(self.context.ca.as_bytes())
-            .map_err(|error| Error::Usage(format!("the context's CA cannot be used: {error}")))?;
-        let http = reqwest::Client::builder()
-            .tls_certs_only([ca])
-            .connect_timeout(Duration::from_secs(5))
-            .resolve(service, SocketAddr::new(ip, port))
-            .no_proxy()
-            .build()
-            .map_err(|source| Error::Unreachable { url: url.to_owned(), source })?;
+        let http = http(service, SocketAddr::new(ip, port), &self.context)?;
         Ok(Service { http, base: format!("https://{service}:{port}"), token: self.context.token.clone() })
     }
 
@@ -204,6 +187,14 @@ impl Api {
             }
         }
     }
+}
+
+/// A client of one service: by its own name, not its machine's, because no other service's certificate has that.
+fn http(service: &str, address: SocketAddr, context: &Context) -> Result<reqwest::Client, Error> {
+    let setup = |error: reqwest::Error| Error::Usage(format!("the context's CA cannot be used: {error}"));
+    let ca = reqwest::Certificate::from_pem(context.ca.as_bytes()).map_err(setup)?;
+    let client = reqwest::Client::builder().tls_certs_only([ca]).connect_timeout(Duration::from_secs(5));
+    client.resolve(service, address).no_proxy().build().map_err(setup)
 }
 
 /// Another service, for moving bytes.
