@@ -1,5 +1,7 @@
 //! REST and gRPC on one TLS port, with a limit on everything that a stranger could use up.
 
+mod pace;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +13,6 @@ use axum::routing::get;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rustls::ServerConfig;
 use serde_json::json;
@@ -27,6 +28,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
+use self::pace::{Pace, Paced, Phase};
 use crate::{Health, Peer, Problem};
 
 /// What a service's [`Health`] waits for until its listener serves.
@@ -47,6 +49,9 @@ pub struct Limits {
     /// Until TLS stands, from there until the first request's head has come, and for the head of each later one that was
     /// begun.
     pub handshake: Duration,
+    /// From an answer over HTTP/1 until the next request begins. Longer than clients keep connections that they do not
+    /// use, so that it is mostly they who close them.
+    pub idle: Duration,
     /// From a request's head to its answer's head. A stream may go on for longer.
     pub request: Duration,
     /// After the stop was asked for, until what is still open is cut.
@@ -61,6 +66,7 @@ impl Default for Limits {
             header_bytes: 16 * 1024,
             body_bytes: 4 * 1024 * 1024,
             handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(120),
             request: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
@@ -81,7 +87,6 @@ pub async fn serve(
     let service = limited(routes, limits).merge(probes(health));
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(limits.connections));
-    let open = GracefulShutdown::new();
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     // Where this future is dropped, its connections go too.
@@ -113,8 +118,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection =
-            connection(stream, acceptor.clone(), service.clone(), limits, open.watcher(), shutdown.clone());
+        let connection = connection(stream, acceptor.clone(), service.clone(), limits, shutdown.clone());
         let cut = cut.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -125,11 +129,11 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if tokio::time::timeout(limits.drain, open.shutdown()).await.is_err() {
+    tasks.close();
+    if tokio::time::timeout(limits.drain, tasks.wait()).await.is_err() {
         tracing::info!("connections that were still open are cut");
     }
     cut.cancel();
-    tasks.close();
     tasks.wait().await;
 }
 
@@ -138,7 +142,6 @@ async fn connection(
     acceptor: TlsAcceptor,
     service: Router,
     limits: Limits,
-    watcher: hyper_util::server::graceful::Watcher,
     shutdown: CancellationToken,
 ) {
     // Answers are small and whole; waiting to fill a segment only adds latency.
@@ -154,15 +157,18 @@ async fn connection(
         Err(_) => return tracing::debug!("a TLS handshake took too long"),
     };
     let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(Peer::of);
-    let asked = CancellationToken::new();
-    let service = hyper::service::service_fn({
-        let asked = asked.clone();
-        move |mut request: Request<hyper::body::Incoming>| {
-            asked.cancel();
-            if let Some(peer) = &peer {
-                request.extensions_mut().insert(peer.clone());
-            }
-            service.clone().oneshot(request.map(Body::new))
+    let pace = Pace::new(limits);
+    let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| {
+        pace.asked(request.version());
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        let answer = service.clone().oneshot(request.map(Body::new));
+        let pace = Arc::clone(&pace);
+        async move {
+            let answer = answer.await;
+            pace.answered();
+            answer
         }
     });
 
@@ -170,7 +176,8 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake)
+        // Pace has one that does not cut who is idle.
+        .header_read_timeout(None)
         // hyper's least is 8 KiB.
         .max_buf_size(limits.header_bytes.max(8192));
     builder
@@ -179,20 +186,24 @@ async fn connection(
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(256)
         .keep_alive_interval(Duration::from_secs(20));
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    // hyper's own time-outs start with the first bytes; who sends none would keep the place.
-    let silent = async {
-        if tokio::time::timeout(limits.handshake, asked.cancelled()).await.is_ok() {
-            std::future::pending::<()>().await;
-        }
+    let io = TokioIo::new(Paced { stream, pace: Arc::clone(&pace) });
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    let overdue = tokio::select! {
+        ended = connection.as_mut() => return log_end(ended),
+        overdue = pace.overdue() => Some(overdue),
+        () = shutdown.cancelled() => None,
     };
-    tokio::select! {
-        ended = watcher.watch(connection) => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        }
-        () = silent => tracing::debug!("a connection asked for nothing"),
+    if overdue == Some(Phase::First) {
+        return tracing::debug!("a connection asked for nothing");
+    }
+    // In order: what is under way is answered, and the other side is told that nothing more comes.
+    connection.as_mut().graceful_shutdown();
+    log_end(connection.await);
+}
+
+fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 

@@ -101,6 +101,38 @@ async fn who_asks_for_nothing_or_for_half_a_thing_is_hung_up_on() {
     assert!(server.is_alive().await);
 }
 
+/// Asks for the health over HTTP/1, and reads all of the answer.
+async fn ask(stream: &mut TlsStream<TcpStream>) {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: example\r\n\r\n").await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\nok\n") {
+        assert_ne!(stream.read_buf(&mut said).await.unwrap(), 0, "{}", String::from_utf8_lossy(&said));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_for_later_outlives_the_time_for_a_head_and_is_closed_in_order() {
+    let limits = Limits { idle: Duration::from_secs(2), ..hasty() };
+    let server = serve(Router::new(), limits).await;
+    let mut kept = server.tls("http/1.1").await;
+    ask(&mut kept).await;
+    tokio::time::sleep(limits.handshake * 3).await;
+    ask(&mut kept).await;
+    // rustls has an end without a close_notify be an error.
+    assert_eq!(kept.read(&mut [0]).await.unwrap(), 0);
+    assert!(server.is_alive().await);
+}
+
+#[tokio::test]
+async fn a_later_head_that_does_not_come_to_its_end_is_hung_up_on() {
+    let server = serve(Router::new(), Limits { idle: Duration::from_secs(3600), ..hasty() }).await;
+    let mut slow = server.tls("http/1.1").await;
+    ask(&mut slow).await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: exa").await.unwrap();
+    assert!(rest(slow).await.is_empty());
+    assert!(server.is_alive().await);
+}
+
 #[tokio::test]
 async fn a_connection_past_the_limit_waits_until_another_goes() {
     let server = serve(Router::new(), Limits { connections: 1, ..Limits::default() }).await;
