@@ -119,11 +119,11 @@ impl Registry {
                 let batch = batch?;
                 let mut changes = Vec::with_capacity(batch.changes.len());
                 for change in &batch.changes {
-                    let (kept, change) = told(change, &selector)?;
+                    let Some(change) = told(change, &selector)? else { continue };
                     let about =
                         change.resource.as_ref().map(|resource| (resource.name.clone(), claims::about(resource)));
                     let seen = about.is_some_and(|(name, of)| who.may_touch(Verb::Read, kind, &name, &of).is_ok());
-                    if kept && seen {
+                    if seen {
                         changes.push(change);
                     }
                 }
@@ -451,17 +451,20 @@ pub(crate) fn kind_of(name: &str) -> Result<&'static KindInfo, Error> {
     KindInfo::find(name).ok_or_else(|| Invalid::at("kind", format!("{name:?} is not a kind")).into())
 }
 
-/// A change of the store as a change of resources, and whether it is one for this selector. What stops matching is told
-/// as deleted, so that a reader who had it drops it.
-fn told(change: &store::Change, selector: &Selector) -> Result<(bool, Change), Error> {
-    let (bytes, deleted) = match (&change.value, &change.previous) {
-        (Some(value), _) => (value.clone(), false),
-        (None, previous) => (previous.clone().unwrap_or_default(), true),
+/// A change of the store as a change of resources; `None`: it is none for this selector. What stops matching is told as
+/// deleted, so that a reader who had it drops it.
+fn told(change: &store::Change, selector: &Selector) -> Result<Option<Change>, Error> {
+    let read =
+        |value: &Bytes| decode(&Entry { key: change.key.clone(), value: value.clone(), revision: change.revision });
+    let (now, before) = (change.value.as_ref().map(read).transpose()?, change.previous.as_ref().map(read).transpose()?);
+    let matches = |resource: &Option<Resource>| resource.as_ref().is_some_and(|it| selector.matches(&it.labels));
+    // Only a change of labels and a deletion come with what was before; any other change matches now as it did then.
+    let kind = match (matches(&now), matches(&before)) {
+        (true, _) => change::Type::Put,
+        (false, true) => change::Type::Deleted,
+        (false, false) => return Ok(None),
     };
-    let resource = decode(&Entry { key: change.key.clone(), value: bytes, revision: change.revision })?;
-    let matches = selector.matches(&resource.labels);
-    let kind = if deleted || !matches { change::Type::Deleted } else { change::Type::Put };
-    Ok((matches || !deleted, Change { r#type: kind.into(), resource: Some(resource) }))
+    Ok(Some(Change { r#type: kind.into(), resource: now.or(before) }))
 }
 
 pub(crate) fn decode(entry: &Entry) -> Result<Resource, Error> {

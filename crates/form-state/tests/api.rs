@@ -368,6 +368,53 @@ async fn a_watch_with_a_selector_tells_what_stops_matching_as_deleted() {
 }
 
 #[tokio::test]
+async fn a_watch_with_a_selector_says_nothing_of_what_never_matched() {
+    let cloud = Cloud::start().await;
+    let admin = cloud.admin();
+    let with = |app: &str, about: &str| json!({"labels": {"app": app}, "spec": {"description": about}});
+    let (other, address) = (format!("{NETWORKS}/other"), format!("{NETWORKS}/one"));
+    let before = admin.put(&other, with("db", "")).await.ok().revision();
+    let mut live = admin.watch(&format!("{NETWORKS}?watch&label_selector=app%3Dweb"), None).await;
+    live.progress().await;
+    // Its spec changes, its labels change, it goes; and then one comes that the watch is about.
+    admin.put(&other, with("db", "changed")).await.ok();
+    admin.put(&other, with("cache", "changed")).await.ok();
+    admin.delete(&other).await.ok();
+    admin.put(&address, with("web", "")).await.ok();
+    admin.put(&address, with("web", "changed")).await.ok();
+    admin.put(&address, with("db", "changed")).await.ok();
+    admin.put(&address, with("cache", "changed")).await.ok();
+    admin.delete(&address).await.ok();
+    let last = admin.put(&address, with("web", "again")).await.ok().revision();
+
+    let wanted = ["put", "put", "deleted", "put"];
+    let path = format!("{NETWORKS}?watch&label_selector=app%3Dweb&after_revision={before}");
+    for mut watch in [live, admin.watch(&path, None).await] {
+        for kind in wanted {
+            let (told, resource) = watch.change().await;
+            assert_eq!((told.as_str(), resource["name"].as_str().unwrap()), (kind, "one"), "{resource}");
+        }
+    }
+    let request = form_types::v1::WatchRequest {
+        kind: "Network".into(),
+        project: "default".into(),
+        label_selector: "app=web".into(),
+        after_revision: before,
+    };
+    let mut watch = cloud.grpc("form-dns", "one").watch(request).await.unwrap().into_inner();
+    let (mut told, mut revision) = (Vec::new(), 0);
+    while revision < last {
+        let response = watch.message().await.unwrap().unwrap();
+        revision = response.revision;
+        told.extend(response.changes);
+    }
+    let named = told.iter().all(|change| change.resource.as_ref().unwrap().name == "one");
+    use form_types::v1::change::Type::{Deleted, Put};
+    let told: Vec<_> = told.iter().map(|change| change.r#type()).collect();
+    assert!(named && told == [Put, Put, Deleted, Put], "{told:?}");
+}
+
+#[tokio::test]
 async fn a_watch_from_before_the_log_is_told_to_list_again() {
     let place = Cloud::start().await.stop().await;
     let cloud = Cloud::start_in(place, |config| config.history = 1000).await;

@@ -129,7 +129,12 @@ impl Registry {
             new.generation += 1;
         }
         self.plan_claims(plan, Some(&old), &new).await?;
+        let relabelled = old.labels != new.labels;
         plan.put(&key, new, Some(revision), None);
+        // A watch with a selector has to know whether it matched before.
+        if relabelled && let Some(Op::Put { key, value, .. }) = plan.ops.pop() {
+            plan.ops.push(Op::Replace { key, value });
+        }
         Ok(key)
     }
 

@@ -114,6 +114,14 @@ async fn a_watch_replays_the_log_and_then_follows_it(store: &impl Store) {
     let live = write(store, "b", "2").await;
     let batch = watch.next().await.unwrap().unwrap();
     assert_eq!((batch.revision, batch.changes.len()), (live, 1));
+    assert_eq!(batch.changes[0].previous, None);
+    for before in [Some(&b"2"[..]), None] {
+        let key = before.map_or("new", |_| "b");
+        commit(store, vec![], vec![Op::Replace { key: key.into(), value: "3".into() }]).await;
+        let change = watch.next().await.unwrap().unwrap().changes.remove(0);
+        assert_eq!((change.value.as_deref(), change.previous.as_deref()), (Some(&b"3"[..]), before));
+        assert_eq!(&store.get(key).await.unwrap().unwrap().value[..], b"3");
+    }
 }
 
 async fn a_watch_tells_of_its_prefix_only(store: &impl Store) {

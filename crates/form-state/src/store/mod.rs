@@ -65,6 +65,11 @@ pub enum Op {
         value: Bytes,
         lease: Option<LeaseId>,
     },
+    /// A put without a lease, whose change has the value before it as well.
+    Replace {
+        key: String,
+        value: Bytes,
+    },
     Delete {
         key: String,
     },
@@ -91,7 +96,7 @@ pub struct Change {
     pub key: String,
     /// `None`: deleted.
     pub value: Option<Bytes>,
-    /// For a deletion: the last value.
+    /// For a deletion and an [`Op::Replace`]: the value before.
     pub previous: Option<Bytes>,
 }
 

@@ -21,7 +21,8 @@ const TABLES: &str = "
     ) WITHOUT ROWID;
     CREATE INDEX entry_lease ON entry (lease) WHERE lease IS NOT NULL;
 
-    -- What changed: the log that watches read. value is NULL for a deletion; previous is the last value then.
+    -- What changed: the log that watches read. value is NULL for a deletion; previous is the value before, for
+    -- deletions and where it was asked for.
     CREATE TABLE change (
         revision INTEGER NOT NULL,
         position INTEGER NOT NULL,

@@ -280,6 +280,17 @@ impl Thread {
                         .execute(params![key, &value[..], signed(revision), lease.map(signed)])?;
                     (key, Some(value), None)
                 }
+                Op::Replace { key, value } => {
+                    let before: Option<Vec<u8>> = self
+                        .connection
+                        .prepare_cached("SELECT value FROM entry WHERE key = ?1")?
+                        .query_row([&key], |row| row.get(0))
+                        .optional()?;
+                    self.connection
+                        .prepare_cached("INSERT OR REPLACE INTO entry (key, value, revision) VALUES (?1, ?2, ?3)")?
+                        .execute(params![key, &value[..], signed(revision)])?;
+                    (key, Some(value), before.map(Bytes::from))
+                }
                 Op::Delete { key } => {
                     let gone: Option<Vec<u8>> = self
                         .connection
