@@ -1,10 +1,9 @@
 //! What has to be done without being asked: a node whose agent is silent is not ready; old events go.
 
-use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use form_types::v1::EventSpec;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use prost::Message as _;
 
 use crate::registry::decode;
@@ -38,23 +37,24 @@ pub(crate) async fn run(registry: Registry) {
     tokio::join!(presence, events);
 }
 
+/// Looks at each node, and again whenever it changes or its presence does: however it came to say that it is ready
+/// without a lease that makes it so, it does not stay like that.
 async fn follow_presence(registry: &Registry) -> Result<(), Error> {
     registry.resume_deletions().await?;
     let store = registry.store();
-    let (present, revision) = store.all(keys::PRESENCE).await?;
-    let name = |key: &str| key.strip_prefix(keys::PRESENCE).unwrap_or_default().to_owned();
-    let present: HashSet<String> = present.iter().map(|entry| name(&entry.key)).collect();
-    let (nodes, _) = store.all(&keys::kind("Node", "")).await?;
-    for entry in &nodes {
-        let node = decode(entry)?;
-        if !present.contains(&node.name) {
-            registry.mark_silent(&node.name).await?;
-        }
+    let nodes = keys::kind("Node", "");
+    let (entries, revision) = store.all(&nodes).await?;
+    for entry in &entries {
+        registry.mark_silent(&decode(entry)?.name).await?;
     }
-    let mut watch = store.watch(keys::PRESENCE, revision).await?;
-    while let Some(batch) = watch.next().await {
-        for change in batch?.changes.iter().filter(|change| change.value.is_none()) {
-            registry.mark_silent(&name(&change.key)).await?;
+    // A cluster's kind has an empty project in its keys.
+    let nodes = format!("{nodes}/");
+    let mut changes =
+        stream::select(store.watch(keys::PRESENCE, revision).await?, store.watch(&nodes, revision).await?);
+    while let Some(batch) = changes.next().await {
+        for change in batch?.changes {
+            let node = change.key.strip_prefix(keys::PRESENCE).or_else(|| change.key.strip_prefix(&nodes));
+            registry.mark_silent(node.unwrap_or_default()).await?;
         }
     }
     Ok(())

@@ -8,8 +8,8 @@ use std::time::Duration;
 use common::{Cloud, be_ready, ready_node, ready_package};
 use form_client::{Client, Error, Update};
 use form_types::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, FinalizeRequest, InstanceSpec, Key, NetworkSpec, NodeSpec, Operation,
-    TransactRequest, WatchRequest, ZoneSpec, event_spec, instance_status::Phase, operation,
+    ApplyRequest, CreateRequest, DeleteRequest, FinalizeRequest, InstanceSpec, Key, NetworkSpec, NodeSpec, NodeStatus,
+    Operation, TransactRequest, WatchRequest, ZoneSpec, event_spec, instance_status::Phase, operation,
 };
 use form_types::{Kind, Object, kinds};
 use futures::StreamExt as _;
@@ -210,6 +210,20 @@ async fn a_node_whose_lease_runs_out_is_not_ready_until_it_speaks_again() {
     let agent = cloud.service("vmm-service", "one");
     assert!(agent.get::<kinds::Node>("", "one").await.unwrap().status.ready);
     agent.keep_alive(&lease).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_says_it_is_ready_and_has_no_lease_is_found_silent() {
+    let cloud = Cloud::start().await;
+    let agent = cloud.service("vmm-service", "one");
+    let mut node = agent.apply(Object::<kinds::Node>::new("", "one", NodeSpec::default())).await.unwrap();
+    // Twice: not only what was so when it started is seen.
+    for _ in 0..2 {
+        node.status = NodeStatus { ready: true, vcpu: 4, memory_mib: 64, ..Default::default() };
+        agent.update_status(node).await.unwrap();
+        node = until::<kinds::Node>(&agent, "", "one", |node| !node.status.ready).await;
+        assert_eq!(node.status.reason, "Silent");
+    }
 }
 
 #[tokio::test]
