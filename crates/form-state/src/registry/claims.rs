@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use form_types::Invalid;
-use form_types::v1::{InstanceStatus, NodeSpec, Resource, TokenSpec, ZoneSpec};
+use form_types::v1::{InstanceStatus, Key, NodeSpec, Resource, TokenSpec, ZoneSpec};
+use form_types::{Invalid, Kind as _, kinds};
 use ipnet::IpNet;
 use prost::Message;
 
@@ -78,6 +78,34 @@ impl Registry {
             let owner = format!("{} {}/{}", new.kind, new.project, new.name);
             plan.compares.push(Compare::Absent(key.clone()));
             plan.ops.push(Op::Put { key, value: owner.into(), lease: None });
+        }
+        Ok(())
+    }
+
+    /// That what `new` claims besides `old` it may claim: an address has to be out of its node's prefixes.
+    pub(super) async fn check_addresses(&self, old: &Resource, new: &Resource) -> Result<(), Error> {
+        if new.kind != kinds::Instance::INFO.name {
+            return Ok(());
+        }
+        let had = part::<InstanceStatus>(&old.status).addresses;
+        let status = part::<InstanceStatus>(&new.status);
+        let fresh: Vec<&String> = status.addresses.iter().filter(|address| !had.contains(address)).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let key = Key { kind: kinds::Node::INFO.name.to_owned(), project: String::new(), name: status.node };
+        let (node, _) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        let NodeSpec { ipv4_prefix, ipv6_prefix, .. } = part(&node.spec);
+        let prefixes = [&ipv4_prefix, &ipv6_prefix].map(|prefix| prefix.parse::<IpNet>().ok());
+        for address in fresh {
+            let inside = |net: &IpNet| address.parse::<IpAddr>().is_ok_and(|address| net.contains(&address));
+            if !prefixes.iter().flatten().any(inside) {
+                let text = format!(
+                    "{address} is not out of the prefixes of node {}, {ipv4_prefix} and {ipv6_prefix}",
+                    key.name
+                );
+                return Err(Invalid::at("status.addresses", text).into());
+            }
         }
         Ok(())
     }

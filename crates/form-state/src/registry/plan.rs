@@ -160,6 +160,7 @@ impl Registry {
             plan.results.push(old);
             return Ok(key);
         }
+        self.check_addresses(&old, &new).await?;
         self.plan_claims(plan, Some(&old), &new).await?;
         plan.put(&key, new, Some(revision), None);
         Ok(key)
