@@ -99,7 +99,15 @@ fn a_broken_formfile_is_told_all_its_mistakes_with_line_and_column() {
         }
         let missing = cloud.package("missing", "FROM scratch\nCOPY hello /hello\nENTRYPOINT [\"/hello\"]\n", &[]);
         let said = cloud.form(&["pack", "build", &missing]).refused(1);
-        assert!(said.contains("line 2: `hello` is not in the build context"), "{said}");
+        for wanted in [
+            "error: `hello` is not in the build context",
+            "--> Formfile:2:6",
+            "2 | COPY hello /hello",
+            "  |      ^^^^^",
+            "= help: check its spelling",
+        ] {
+            assert!(said.contains(wanted), "{wanted:?} is not in:\n{said}");
+        }
         assert!(cloud.list("packages").is_empty());
         assert!(cloud.list("instances").is_empty());
         let empty = cloud.dir().join("empty");

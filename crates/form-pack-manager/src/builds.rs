@@ -21,7 +21,7 @@ use form_types::v1::{BuildStatus, PackageSpec, PackageStatus, Port, RootDisk, Si
 use form_types::{Object, kinds, timestamp};
 use tokio::sync::watch;
 
-use crate::builder::{self, Package, Progress};
+use crate::builder::{self, BuildError, Package, Progress};
 use crate::context::{Context, Limits, Node};
 use crate::formfile::{self, Diagnostic, Formfile};
 use crate::store::{BlobStore as _, DirStore};
@@ -159,8 +159,11 @@ fn make(
     };
     let mut text = Vec::new();
     context.open(*contents).take(MOST_FORMFILE).read_to_end(&mut text).map_err(|error| say(&error))?;
-    let formfile = Formfile::parse(formfile, &text).map_err(|found| diagnostics(&found))?;
-    builder::build(&formfile, &context, store, scratch, progress).map_err(|error| say(&error))
+    let parsed = Formfile::parse(formfile, &text).map_err(|found| diagnostics(&found))?;
+    builder::build(&parsed, &context, store, scratch, progress).map_err(|error| match error {
+        BuildError::Copy(error) => error.diagnostic(formfile, &text).to_string(),
+        error => say(&error),
+    })
 }
 
 fn diagnostics(found: &[Diagnostic]) -> String {

@@ -23,7 +23,7 @@ mod diagnostic;
 mod instructions;
 mod lines;
 
-pub use diagnostic::Diagnostic;
+pub use diagnostic::{Diagnostic, Span};
 
 use diagnostic::Report;
 
@@ -52,16 +52,23 @@ pub enum Step {
     /// Copies files and directories of the build context.
     Copy {
         /// Paths in the build context: relative, normalised; the empty path is the whole context. Never empty.
-        sources: Vec<String>,
+        sources: Vec<Place>,
         /// Path in the package: absolute, normalised.
-        destination: String,
+        destination: Place,
         /// Whether the destination is a directory by its spelling, which is a `/` at its end.
         into_directory: bool,
-        /// Line of the Formfile, from 1.
-        line: usize,
     },
     /// Makes a directory. Absolute, normalised.
-    Workdir(String),
+    Workdir(Place),
+}
+
+/// A path, and where the Formfile names it: whether it can be had is known only with the build context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The path.
+    pub path: String,
+    /// Where it stands.
+    pub span: Span,
 }
 
 /// A port and its protocol.

@@ -33,6 +33,10 @@ pub(crate) fn fill(dir: &Path, files: &[(&str, &str)]) {
 
 /// A Formfile with `lines`, and what else it needs.
 pub(crate) fn formfile(lines: &str) -> Formfile {
-    let text = format!("FROM scratch\n{lines}\nENTRYPOINT [\"/hello\"]\n");
-    Formfile::parse("Formfile", text.as_bytes()).unwrap()
+    Formfile::parse("Formfile", text(lines).as_bytes()).unwrap()
+}
+
+/// The text of [`formfile`].
+pub(crate) fn text(lines: &str) -> String {
+    format!("FROM scratch\n{lines}\nENTRYPOINT [\"/hello\"]\n")
 }

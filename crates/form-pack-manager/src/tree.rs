@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::context::{Context, Node};
-use crate::formfile::Step;
+use crate::formfile::{Diagnostic, Span, Step};
 
 /// Files, directories and links by path: relative, normalised, parents before what is in them. All belong to root.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -21,12 +21,16 @@ impl Tree {
         let mut tree = Self::default();
         for step in steps {
             match step {
-                // A WORKDIR is not worth a line of its own in an error: COPY into it is what fails first.
-                Step::Workdir(path) => tree.make_directory(relative(path)).map_err(|what| what.at_line(None))?,
-                Step::Copy { sources, destination, into_directory, line } => {
+                Step::Workdir(place) => {
+                    tree.make_directory(relative(&place.path)).map_err(|what| CopyError { span: place.span, what })?
+                }
+                Step::Copy { sources, destination, into_directory } => {
                     for source in sources {
-                        let copied = tree.copy(context, source, relative(destination), *into_directory);
-                        copied.map_err(|what| what.at_line(Some(*line)))?;
+                        let copied = tree.copy(context, &source.path, relative(&destination.path), *into_directory);
+                        copied.map_err(|what| {
+                            let is_source = matches!(what, What::Missing(_) | What::Link(_));
+                            CopyError { span: if is_source { source.span } else { destination.span }, what }
+                        })?;
                     }
                 }
             }
@@ -117,32 +121,43 @@ impl Tree {
     }
 }
 
-/// Why a step cannot be taken. Displays with the line of the Formfile.
+/// Why a step cannot be taken, and where in the Formfile that shows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{what}", line.map_or("".to_owned(), |line| format!("line {line}: ")))]
+#[error("{what}; {}", what.hint())]
 pub struct CopyError {
-    /// Line of the Formfile, from 1; unknown for `WORKDIR`.
-    pub line: Option<usize>,
+    span: Span,
     what: What,
+}
+
+impl CopyError {
+    /// As the Formfile's other mistakes are told; `name` and `text` are its.
+    pub fn diagnostic(&self, name: &str, text: &[u8]) -> Diagnostic {
+        Diagnostic::at(name, text, self.span, self.what.to_string(), self.what.hint())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum What {
-    #[error("`{0}` is not in the build context; check its spelling, and that the context is the right directory")]
+    #[error("`{0}` is not in the build context")]
     Missing(String),
-    #[error("`{0}` is a symbolic link; COPY what it points to, or the directory that holds it")]
+    #[error("`{0}` is a symbolic link")]
     Link(String),
     #[error("`/{0}` is a file or a symbolic link in the package already, so nothing can be put below it")]
     Blocked(String),
-    #[error("`/{0}` is a directory in the package already; a file cannot take its place")]
+    #[error("`/{0}` is a directory in the package already, and a file cannot take its place")]
     Replaces(String),
-    #[error("`/lost+found` belongs to the file system; leave it out of the build context, or copy it elsewhere")]
+    #[error("`/lost+found` belongs to the file system")]
     Reserved,
 }
 
 impl What {
-    fn at_line(self, line: Option<usize>) -> CopyError {
-        CopyError { line, what: self }
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "check its spelling, and that the context is the right directory",
+            Self::Link(_) => "COPY what it points to, or the directory that holds it",
+            Self::Blocked(_) | Self::Replaces(_) => "copy to another path, or leave out what is there",
+            Self::Reserved => "leave it out of the build context, or copy it elsewhere",
+        }
     }
 }
 

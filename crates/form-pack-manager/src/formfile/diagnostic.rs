@@ -28,6 +28,13 @@ pub struct Diagnostic {
     excerpt: Excerpt,
 }
 
+impl Diagnostic {
+    /// What is wrong at `span` of the file `name`, which reads `text`, and is found out only after it was parsed.
+    pub fn at(name: &str, text: &[u8], span: Span, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Report::new(name, text).diagnostic(span, message.into(), Some(hint.into()))
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = self.line.to_string();
@@ -48,9 +55,11 @@ impl std::error::Error for Diagnostic {}
 
 /// A place in the file: byte offsets of the whole text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub struct Span {
+    /// Of its first byte.
+    pub start: usize,
+    /// After its last byte.
+    pub end: usize,
 }
 
 /// Collects diagnostics. A hostile file may be wrong a hundred thousand times, so there is an end to it.
@@ -95,9 +104,13 @@ impl<'t> Report<'t> {
     }
 
     fn add(&mut self, span: Span, message: String, hint: Option<String>) {
-        if self.found.len() >= MOST {
-            return;
+        if self.found.len() < MOST {
+            let diagnostic = self.diagnostic(span, message, hint);
+            self.found.push((span, diagnostic));
         }
+    }
+
+    fn diagnostic(&self, span: Span, message: String, hint: Option<String>) -> Diagnostic {
         let line = self.line_of(span.start);
         let start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let rest = self.text.get(start..).unwrap_or_default();
@@ -112,7 +125,7 @@ impl<'t> Report<'t> {
         let to = span.end.saturating_sub(start);
         let before = chars(0, from);
         let width = chars(from, to).max(1);
-        let diagnostic = Diagnostic {
+        Diagnostic {
             file: self.file.to_owned(),
             line,
             column: before.saturating_add(1),
@@ -120,8 +133,7 @@ impl<'t> Report<'t> {
             message,
             hint,
             excerpt: Excerpt::new(source, before, width),
-        };
-        self.found.push((span, diagnostic));
+        }
     }
 }
 

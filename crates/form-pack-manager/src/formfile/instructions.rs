@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use super::arguments::{Instruction, Word, dollar};
 use super::diagnostic::{Report, Span};
 use super::lines::Line;
-use super::{Formfile, Machine, Port, Protocol, Step};
+use super::{Formfile, Machine, Place, Port, Protocol, Step};
 
 /// What the instructions say together. `None`, or a value that nobody may use, if something was reported.
 pub(super) fn interpret(lines: &[Line<'_>], report: &mut Report<'_>) -> Option<Formfile> {
@@ -157,11 +157,11 @@ impl Draft {
             let hint = format!("write `{}/`", destination.text);
             report.error_with_hint(destination.span, "several sources need a directory to go into", hint);
         }
-        let paths: Vec<_> = sources.iter().map(|source| context_path(source, report)).collect();
-        let destination = self.package_path(destination, report);
-        if let (Some(sources), Some(destination)) = (paths.into_iter().collect(), destination) {
-            let line = report.line_of(instruction.keyword.span.start);
-            self.steps.push(Step::Copy { sources, destination, into_directory, line });
+        let place = |word: &Word, path| Place { path, span: word.span };
+        let sources: Vec<_> = sources.iter().map(|source| Some(place(source, context_path(source, report)?))).collect();
+        let path = self.package_path(destination, report);
+        if let (Some(sources), Some(path)) = (sources.into_iter().collect(), path) {
+            self.steps.push(Step::Copy { sources, destination: place(destination, path), into_directory });
         }
     }
 
@@ -215,8 +215,9 @@ impl Draft {
     }
 
     fn workdir(&mut self, instruction: &Instruction, report: &mut Report<'_>) {
-        if let Some(path) = self.package_path(&instruction.raw(), report) {
-            self.steps.push(Step::Workdir(path.clone()));
+        let word = instruction.raw();
+        if let Some(path) = self.package_path(&word, report) {
+            self.steps.push(Step::Workdir(Place { path: path.clone(), span: word.span }));
             self.workdir = Some(path);
         } else {
             // One mistake is one report: what follows may be relative to what this line meant.

@@ -37,17 +37,26 @@ fn a_formfile_with_every_instruction_means_what_it_says() {
         MEMORY 128\r\n\
         DISK 64\r\n\
         ENTRYPOINT [\"/bin/hello\", \"--name\", \"\\u00e4\"]";
+    // `at` begins with the word that is meant.
+    let place = |path: &str, at: &str| {
+        let start = text.find(at).unwrap();
+        let width = at.find(char::is_whitespace).unwrap_or(at.len());
+        Place { path: path.to_owned(), span: Span { start, end: start + width } }
+    };
     let env = [("LOG", "debug"), ("GREETING", "good day"), ("Q", "a\\$b"), ("E", "$5"), ("MOTTO", "all of  it")];
     let expected = Formfile {
         steps: vec![
-            Step::Copy { sources: vec!["hello".into()], destination: "/bin".into(), into_directory: true, line: 4 },
-            Step::Workdir("/srv".into()),
-            Step::Workdir("/srv/www/data".into()),
             Step::Copy {
-                sources: vec!["a".into(), "b/c".into()],
-                destination: "/srv/www/data".into(),
+                sources: vec![place("hello", "hello")],
+                destination: place("/bin", "/bin/"),
                 into_directory: true,
-                line: 7,
+            },
+            Step::Workdir(place("/srv", "/srv")),
+            Step::Workdir(place("/srv/www/data", "./www//data/")),
+            Step::Copy {
+                sources: vec![place("a", "a b/c"), place("b/c", "b/c")],
+                destination: place("/srv/www/data", ".\r\nENV"),
+                into_directory: true,
             },
         ],
         env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),

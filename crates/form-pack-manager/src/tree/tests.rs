@@ -1,9 +1,9 @@
 use super::*;
-use crate::testing::{context, formfile};
+use crate::testing::{context, formfile, text};
 
 /// The paths of the tree; directories end in `/`, executables in `*`.
-fn paths(lines: &str, files: &[(&str, &str)]) -> Result<Vec<String>, String> {
-    let tree = Tree::assemble(&formfile(lines).steps, &context(files)).map_err(|e| e.to_string())?;
+fn paths(lines: &str, files: &[(&str, &str)]) -> Result<Vec<String>, CopyError> {
+    let tree = Tree::assemble(&formfile(lines).steps, &context(files))?;
     let show = |(path, node): (&str, &Node)| match node {
         Node::Directory => format!("{path}/"),
         Node::File { executable: true, .. } => format!("{path}*"),
@@ -42,14 +42,20 @@ fn a_later_copy_replaces_a_file_and_merges_a_directory() {
 }
 
 #[test]
-fn what_docker_would_do_silently_is_refused_with_its_line() {
-    let error = |lines| paths(lines, FILES).unwrap_err();
-    assert!(error("COPY nothing /a").starts_with("line 2: `nothing` is not in the build context"));
-    assert!(error("COPY link /a").starts_with("line 2: `link` is a symbolic link"));
-    assert!(error("COPY hello /a\nCOPY hello /a/b").starts_with("line 3: `/a` is a file or a symbolic link"));
-    assert!(error("COPY in /\nCOPY hello /sh/x").starts_with("line 3: `/sh` is a file or a symbolic link"));
-    assert!(error("COPY in /\nCOPY conf /sh").starts_with("line 3: `/sh` is a file"));
-    assert!(error("COPY hello /lost+found").starts_with("line 2: `/lost+found` belongs to the file system"));
-    assert!(error("WORKDIR /lost+found/x").starts_with("`/lost+found` belongs to the file system"));
-    assert!(error("COPY conf/b /hello/\nCOPY hello /").starts_with("line 3: `/hello` is a directory"));
+fn what_docker_would_do_silently_is_refused_where_it_stands() {
+    for (lines, line, column, width, message) in [
+        ("COPY nothing /a", 2, 6, 7, "`nothing` is not in the build context"),
+        ("COPY hello conf/a no /a/", 2, 19, 2, "`no` is not in the build context"),
+        ("COPY link /a", 2, 6, 4, "`link` is a symbolic link"),
+        ("COPY hello /a\nCOPY hello /a/b", 3, 12, 4, "`/a` is a file or a symbolic link in the package already"),
+        ("COPY in /\nCOPY hello /sh/x", 3, 12, 5, "`/sh` is a file or a symbolic link in the package already"),
+        ("COPY in /\nCOPY conf /sh", 3, 11, 3, "`/sh` is a file or a symbolic link in the package already"),
+        ("COPY hello /lost+found", 2, 12, 11, "`/lost+found` belongs to the file system"),
+        ("WORKDIR /lost+found/x", 2, 9, 13, "`/lost+found` belongs to the file system"),
+        ("COPY conf/b /hello/\nCOPY hello /", 3, 12, 1, "`/hello` is a directory in the package already"),
+    ] {
+        let found = paths(lines, FILES).unwrap_err().diagnostic("Formfile", text(lines).as_bytes());
+        assert_eq!((found.line, found.column, found.width), (line, column, width), "{found}");
+        assert!(found.message.starts_with(message) && found.hint.is_some(), "{found}");
+    }
 }
