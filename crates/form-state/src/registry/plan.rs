@@ -298,8 +298,10 @@ impl Registry {
         let hash = HEXLOWER.encode(&Sha256::digest(idempotency_key.as_bytes()));
         let at = keys::idempotency(&who.subject(), &hash);
         let what = keys::resource(key);
+        // Looked for first: what this key makes in between is then found by it, and is not taken for another's.
+        let exists = self.find(key).await?.is_some();
         let Some(entry) = self.store.get(&at).await? else {
-            if self.find(key).await?.is_some() {
+            if exists {
                 return Err(Error::AlreadyExists(key.clone()));
             }
             let lease = self.store.grant(REMEMBERED).await?;
