@@ -61,6 +61,12 @@ fn what_is_there_is_shown_in_every_format_and_as_it_changes() {
         assert_eq!(cloud.form(&["get", "records", "-l", "tier=web"]).done().lines().count(), 2);
         assert_eq!(cloud.form(&["get", "records", "-l", "tier!=web"]).done().lines().count(), 1);
         assert!(cloud.form(&["get", "records", "-A"]).done().contains("192.0.2.1"));
+        for nowhere in
+            [&["get", "records"][..], &["get", "record", "one"], &["get", "records", "--watch"], &["pack", "list"]]
+        {
+            let said = cloud.form(&[nowhere, &["-p", "nowhere"]].concat()).refused(3);
+            assert!(said.contains("there is no Project nowhere"), "{said}");
+        }
 
         // What `get` shows can be applied again, and is no change.
         let shown = cloud.form(&["get", "record", "one", "-o", "yaml"]).done();

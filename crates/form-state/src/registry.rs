@@ -66,7 +66,12 @@ impl Registry {
     pub async fn get(&self, who: &Identity, key: &Key) -> Result<Resource, Error> {
         let (kind, key) = canonical(Some(key))?;
         who.may(Verb::Read, kind, &key.project)?;
-        let (resource, _) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
+        let Some((resource, _)) = self.find(&key).await? else {
+            // Where there is no project, that is what is missing.
+            let project = Key { kind: "Project".into(), project: String::new(), name: key.project.clone() };
+            let missing = !key.project.is_empty() && self.find(&project).await?.is_none();
+            return Err(Error::NotFound(if missing { project } else { key }));
+        };
         who.may_touch(Verb::Read, kind, &key.name, &claims::about(&resource))?;
         Ok(resource)
     }

@@ -183,6 +183,8 @@ async fn a_project_goes_only_when_it_is_empty() {
     assert_eq!(admin.delete("/v1/projects/team").await.status, 200);
     assert_eq!(admin.get("/v1/projects/team").await.status, 404);
     assert_eq!(names(&admin.get("/v1/projects/team/networks").await.body), [""; 0]);
+    let (status, _, text) = admin.get("/v1/projects/team/networks/blue").await.problem();
+    assert_eq!((status, text.as_str()), (404, "there is no Project team"));
     let home = json!({"name": "late", "spec": {"project": "team", "role": "viewer"}});
     assert_eq!(admin.post("/v1/tokens", home).await.problem().0, 404);
 }

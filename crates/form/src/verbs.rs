@@ -9,7 +9,7 @@ use form_types::{Kind, KindInfo, Object, explain as explain_path, from_json, kin
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::api::{Api, Change};
+use crate::api::{Api, Change, Listed};
 use crate::cli::{self, Format};
 use crate::error::Error;
 use crate::output::{say, show, tell};
@@ -55,7 +55,7 @@ pub(crate) async fn get(api: Api, args: cli::Get) -> Result<(), Error> {
     }
     let wanted =
         |item: &Value| args.name.as_deref().is_none_or(|name| item.get("name").and_then(Value::as_str) == Some(name));
-    let mut listed = api.list(kind, &project, &args.selector).await?;
+    let mut listed = list(&api, kind, &project, &args.selector).await?;
     listed.items.retain(wanted);
     show(kind, &listed.items, false, format)?;
     if !args.watch {
@@ -72,6 +72,15 @@ pub(crate) async fn get(api: Api, args: cli::Get) -> Result<(), Error> {
         }
     }
     Err(Error::Failed("the watch ended: form-state stopped; ask again".to_owned()))
+}
+
+/// All of a kind. form-state has nothing in a project that is not there; to a person that is a mistake.
+async fn list(api: &Api, kind: &KindInfo, project: &str, selector: &str) -> Result<Listed, Error> {
+    let listed = api.list(kind, project, selector).await?;
+    if listed.items.is_empty() && !kind.is_cluster_scoped() {
+        api.get(kinds::Project::INFO, "", project).await?;
+    }
+    Ok(listed)
 }
 
 async fn get_everywhere(api: &Api, kind: &KindInfo, selector: &str, format: Format, watch: bool) -> Result<(), Error> {
@@ -248,7 +257,7 @@ pub(crate) async fn logs(api: Api, args: cli::Logs) -> Result<(), Error> {
 }
 
 pub(crate) async fn list_packages(api: Api, project: String, format: Format) -> Result<(), Error> {
-    show(kinds::Package::INFO, &api.list(kinds::Package::INFO, &project, "").await?.items, false, format)
+    show(kinds::Package::INFO, &list(&api, kinds::Package::INFO, &project, "").await?.items, false, format)
 }
 
 pub(crate) async fn inspect_package(api: Api, project: String, name: String) -> Result<(), Error> {
