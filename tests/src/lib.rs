@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use answer::Answer;
 pub use cloud::{Cloud, Said};
-pub use program::program;
+pub use program::{program, ticker};
 pub use serde_json::Value;
 
 /// The patience with anything at all: TCG on a busy machine is slow, and a story that hangs is worse.

@@ -39,6 +39,23 @@ fn a_workload_that_fails_is_told_with_its_exit_code_and_restarted_as_its_policy_
         let events = cloud.form(&["get", "events"]).done();
         assert!(events.contains("Warning") && events.contains("the workload exited with 3"), "{events}");
 
+        // While it waits to be started again, to stop the machines stops it, and does not start it first.
+        let started = |cloud: &formation_tests::Cloud| {
+            let dirs = std::fs::read_dir(cloud.data().join("machines/instances")).unwrap().flatten();
+            let logs = dirs.map(|dir| std::fs::read_to_string(dir.path().join("console.log")).unwrap());
+            logs.map(|log| log.matches("Linux version").count()).sum::<usize>()
+        };
+        cloud.eventually("instance", "fail", |instance| {
+            instance["status"]["phase"] == "BackOff" && instance["status"]["restarts"].as_u64() >= Some(4)
+        });
+        let before = started(cloud);
+        let said = cloud.form_here(&["down", "--machines"]).done();
+        assert!(said.contains("machines stopped: 0"), "{said}");
+        assert_eq!(started(cloud), before);
+        cloud.ended();
+        cloud.start();
+        cloud.eventually("instance", "fail", |instance| instance["status"]["restarts"].as_u64() >= Some(5));
+
         // A person who looks is told at once, and does not wait for a run that never comes.
         let said = cloud.form(&["run", &dir, "--restart", "on-failure"]).refused(1);
         assert!(said.contains("the workload exited with 3") && said.contains("`form logs fail`"), "{said}");

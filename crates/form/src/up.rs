@@ -53,6 +53,8 @@ pub(crate) struct Config {
     /// The bridge that instances are on.
     pub(crate) bridge: String,
     pub(crate) zone: String,
+    /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
+    pub(crate) console_kib: u32,
     pub(crate) log: LogConfig,
 }
 
@@ -70,6 +72,7 @@ impl Default for Config {
             dns_port: 53,
             bridge: "form0".to_owned(),
             zone: "formation.internal".to_owned(),
+            console_kib: 4096,
             log: LogConfig::default(),
         }
     }
@@ -89,6 +92,9 @@ impl form_service::Config for Config {
     fn check(&self) -> Result<(), String> {
         if self.address.is_unspecified() {
             return Err(format!("address: {} is no address that services could find each other by", self.address));
+        }
+        if self.console_kib == 0 {
+            return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 {
             return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
@@ -205,6 +211,7 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         guest_dir: config.guest_dir.clone(),
         bridge: config.bridge.clone(),
         zone: config.zone.clone(),
+        console_kib: config.console_kib,
         ..Default::default()
     })?;
     let dns = cloud.context(form_dns::Config {

@@ -28,6 +28,8 @@ pub struct Config {
     pub bridge: String,
     /// The zone of the cluster's own names, which guests search.
     pub zone: String,
+    /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
+    pub console_kib: u32,
     /// What instances may have together; 0: what the machine has.
     pub memory_mib: u32,
     pub vcpu: u32,
@@ -48,11 +50,19 @@ impl Default for Config {
             guest_dir: "/var/lib/formation/kernel".into(),
             bridge: "form0".to_owned(),
             zone: "formation.internal".to_owned(),
+            console_kib: 4096,
             memory_mib: 0,
             vcpu: 0,
             identity_dir: "/etc/formation/vmm-service/tls".into(),
             log: LogConfig::default(),
         }
+    }
+}
+
+impl Config {
+    /// Bytes.
+    pub(crate) fn console_limit(&self) -> u64 {
+        u64::from(self.console_kib) << 10
     }
 }
 
@@ -72,6 +82,9 @@ impl form_service::Config for Config {
             if !url.starts_with("https://") {
                 return Err(format!("{key}: {url:?} does not start with https://"));
             }
+        }
+        if self.console_kib == 0 {
+            return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 {
             return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));

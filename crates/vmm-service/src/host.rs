@@ -7,7 +7,6 @@ use crate::accel::{self, Accelerator};
 use crate::driver::{Driver, Qemu};
 use crate::error::{Result, file};
 use crate::net::{Network, Tap};
-use crate::rotate;
 use crate::vm::Vm;
 
 /// What all virtual machines of a node share: where their state is, and what they are made with.
@@ -30,30 +29,32 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works.
+    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works; see
+    /// [`console_limit`](Self::console_limit).
     ///
     /// # Errors
     /// If `data` cannot be written, or the kernel gives no netlink socket.
-    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Arc<Self>> {
+    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path, console_limit: u64) -> Result<Arc<Self>> {
         let instances = data.join("instances");
         std::fs::create_dir_all(&instances).map_err(file("make", &instances))?;
         let canonical = |path: &Path| path.canonicalize().map_err(file("find", path));
         let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
         let accelerator = accel::probe(data, &kernel, &initramfs).await?;
         let network = Network::connect()?;
-        let (console_limit, driver) = (rotate::LIMIT, Arc::new(Qemu));
+        let driver = Arc::new(Qemu);
         Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, driver }))
     }
 }
 
-/// Takes up every virtual machine of the host; those that cannot be are told with their reason.
+/// Takes up every virtual machine of the host, by [`Vm::open`] or [`Vm::open_stopped`]; those that cannot be are told with
+/// their reason.
 ///
 /// # Errors
 /// If the directory of the instances cannot be read.
-pub fn open_all(host: &Arc<Host>) -> Result<Vec<(String, Result<Vm>)>> {
+pub fn open_all(host: &Arc<Host>, open: fn(&Arc<Host>, &str) -> Result<Vm>) -> Result<Vec<(String, Result<Vm>)>> {
     let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
     let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(uids.map(|uid| (uid.clone(), Vm::open(host, &uid))).collect())
+    Ok(uids.map(|uid| (uid.clone(), open(host, &uid))).collect())
 }
 
 /// Deletes the taps of instances that are no more, and returns them. There are such only if an instance's directory was

@@ -22,7 +22,7 @@ use self::address::Addresses;
 use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
-use crate::{Host, Phase, VmStatus, open_all};
+use crate::{Host, Phase, Vm, open_all};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -60,7 +60,7 @@ type Started = (Client, Arc<Instances>, tokio::sync::mpsc::Receiver<form_client:
 async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Started, RunError> {
     let client = Client::new(config.state, &context.identity, "vmm-service")?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
-    let host = Host::new(&config.data_dir, &kernel, &initramfs).await?;
+    let host = Host::new(&config.data_dir, &kernel, &initramfs, config.console_limit()).await?;
     for tap in crate::sweep(&host).await? {
         tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
     }
@@ -108,9 +108,10 @@ pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
 /// # Errors
 /// If the machines cannot be looked at, or one of them cannot be taken up; the others are stopped all the same.
 pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate::Error> {
-    let host = Host::new(data_dir, &guest_dir.join("vmlinuz"), &guest_dir.join("initramfs")).await?;
+    let (kernel, initramfs) = (guest_dir.join("vmlinuz"), guest_dir.join("initramfs"));
+    let host = Host::new(data_dir, &kernel, &initramfs, Config::default().console_limit()).await?;
     let (mut machines, mut failure) = (Vec::new(), None);
-    for (_, machine) in open_all(&host)? {
+    for (_, machine) in open_all(&host, Vm::open_stopped)? {
         match machine {
             Ok(machine) => machines.push(machine),
             // Was never made to its end.
@@ -118,20 +119,17 @@ pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate:
             Err(error) => failure = Some(error),
         }
     }
-    let ended = |status: &VmStatus| matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted);
-    let mut stopped = Vec::new();
+    let mut stopped = 0;
     for machine in &machines {
+        let (mut status, mut was_up) = (machine.watch(), false);
         // A wait ends with the machine's task too, and that is as good as stopped.
-        let found =
-            machine.watch().wait_for(|status| status.phase != Phase::Pending).await.map(|status| ended(&status));
-        // One that has ended by itself is not to begin anew with the next start.
-        if !found.unwrap_or(true) {
-            machine.stop().await?;
-            stopped.push(machine);
-        }
+        let _ = status
+            .wait_for(|status| {
+                was_up |= status.pid.is_some();
+                matches!(status.phase, Phase::Stopped | Phase::Failed | Phase::Deleted)
+            })
+            .await;
+        stopped += usize::from(was_up);
     }
-    for machine in &stopped {
-        let _ = machine.watch().wait_for(ended).await;
-    }
-    failure.map_or(Ok(stopped.len()), Err)
+    failure.map_or(Ok(stopped), Err)
 }

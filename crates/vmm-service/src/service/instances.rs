@@ -111,7 +111,7 @@ impl Instances {
         health: Health,
     ) -> Result<Self, RunError> {
         let mut machines = Machines::default();
-        for (uid, machine) in open_all(&host)? {
+        for (uid, machine) in open_all(&host, Vm::open)? {
             match machine {
                 Ok(machine) => drop(machines.by_uid.insert(uid, machine)),
                 Err(error) => {

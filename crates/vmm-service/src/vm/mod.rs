@@ -122,9 +122,28 @@ impl Vm {
     /// # Errors
     /// If there is none, or it is driven by someone else.
     pub fn open(host: &Arc<Host>, uid: &str) -> Result<Self> {
+        let (store, wanted) = Self::found(host, uid)?;
+        Self::spawn(host, store, wanted)
+    }
+
+    /// The same, and from the first it is wanted to be stopped: one that waits to be started again does not begin. One
+    /// that has ended by itself is left as it is, so that it does not begin anew either when it is next wanted on.
+    ///
+    /// # Errors
+    /// As [`Vm::open`]; or if that cannot be written down.
+    pub fn open_stopped(host: &Arc<Host>, uid: &str) -> Result<Self> {
+        let (store, mut wanted) = Self::found(host, uid)?;
+        if wanted.goal == Goal::Run && !store.state()?.finished {
+            wanted.goal = Goal::Stop;
+            store.set_wanted(&wanted)?;
+        }
+        Self::spawn(host, store, wanted)
+    }
+
+    fn found(host: &Host, uid: &str) -> Result<(Store, Wanted)> {
         let store = Store::open(&host.instances, uid)?;
         match store.wanted()? {
-            Some(wanted) => Self::spawn(host, store, wanted),
+            Some(wanted) => Ok((store, wanted)),
             // Killed between the directory and the file in it: nothing was acknowledged, nothing was made.
             None => {
                 store.remove()?;
