@@ -96,3 +96,73 @@ async fn drop_all(registry: &Registry, keys: impl Iterator<Item = String>) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use form_types::v1::{CreateRequest, ProjectSpec, Resource};
+    use form_types::{Object, kinds, timestamp};
+
+    use super::*;
+    use crate::store::{SqliteOptions, SqliteStore};
+    use crate::{Cluster, Identity};
+
+    async fn names(registry: &Registry, project: &str) -> Vec<String> {
+        let (entries, _) = registry.store().all(&keys::kind("Event", project)).await.unwrap();
+        entries.iter().map(|entry| decode(entry).unwrap().name).collect()
+    }
+
+    /// Writes events of these ages, past the registry, which would be slow.
+    async fn events(registry: &Registry, project: &str, ages: impl Iterator<Item = Duration>) -> Vec<String> {
+        let event = |(number, age): (usize, Duration)| {
+            let at = Some(timestamp(SystemTime::now() - age));
+            let spec = EventSpec { at, ..Default::default() };
+            Object::<kinds::Event>::new(project, &format!("e{number:05}"), spec)
+        };
+        let events: Vec<_> = ages.enumerate().map(event).collect();
+        let put = |event: &Object<kinds::Event>| Op::Put {
+            key: keys::resource(&event.key()),
+            value: Resource::from(event.clone()).encode_to_vec().into(),
+            lease: None,
+        };
+        for ops in events.chunks(PAGE).map(|events| events.iter().map(put).collect()) {
+            registry.store().commit(Txn { compares: Vec::new(), ops }).await.unwrap();
+        }
+        events.into_iter().map(|event| event.meta.name).collect()
+    }
+
+    #[tokio::test]
+    async fn events_go_when_they_are_a_day_old_and_the_oldest_where_they_are_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SqliteOptions { history: 1000, max_bytes: 1 << 30 };
+        let store = SqliteStore::open(&dir.path().join("state.db"), options).await.unwrap();
+        let cluster = Cluster { ipv4: "100.64.0.0/10".parse().unwrap(), ipv6: "fd00::/48".parse().unwrap() };
+        let registry = Registry::new(Arc::new(store), cluster);
+        for project in ["busy", "old"] {
+            let resource = Object::<kinds::Project>::new("", project, ProjectSpec::default()).into();
+            let request = CreateRequest { resource: Some(resource), idempotency_key: String::new() };
+            registry.create(&Identity::myself(), request).await.unwrap();
+        }
+        let minute = Duration::from_secs(60);
+        let (over, under) = (EVENTS_LIVE + minute, EVENTS_LIVE - minute);
+        // More than a page of old ones, and young ones among them.
+        let ages = |count: usize| (0..count).map(move |n| if n % 2 == 0 { over } else { under });
+        let old = events(&registry, "old", ages(PAGE * 2 + 10)).await;
+        let busy = events(&registry, "busy", std::iter::repeat_n(minute, EVENTS_PER_PROJECT + 7)).await;
+        let mut changes = registry.store().watch(&keys::kind("Event", ""), 0).await.unwrap();
+
+        let janitor = tokio::spawn(run(registry.clone()));
+        let young: Vec<String> = old.into_iter().skip(1).step_by(2).collect();
+        let mut gone = 0;
+        while gone < young.len() + 7 {
+            let batch = changes.next().await.unwrap().unwrap();
+            gone += batch.changes.iter().filter(|change| change.value.is_none()).count();
+        }
+        assert_eq!(names(&registry, "old").await, young);
+        assert_eq!(names(&registry, "busy").await, busy[7..]);
+        sweep_events(&registry, SystemTime::now()).await.unwrap();
+        assert_eq!(names(&registry, "busy").await.len(), EVENTS_PER_PROJECT, "what is kept is kept");
+        janitor.abort();
+    }
+}
