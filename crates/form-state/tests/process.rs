@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Process, network};
+use common::{Process, instance, network, ready_node, ready_package};
+use form_client::{Client, Error};
 use form_types::v1::state_client::StateClient;
 use form_types::v1::{
     ApplyRequest, ListRequest, NetworkSpec, Operation, Resource, TransactRequest, WatchRequest, operation,
@@ -279,4 +280,68 @@ async fn a_changed_file_takes_effect_a_bad_one_is_refused_and_a_stop_is_orderly(
     assert!(state.wait().await.success(), "{}", state.log());
     let secret = std::fs::read_to_string(state.data_dir().join("admin.token")).unwrap();
     assert!(!state.log().contains(secret.trim()));
+}
+
+/// Gives an instance the first address of its node that is free, as whoever is told to does: it claims one, and takes the
+/// next where that is another's. However often form-state goes, it goes on.
+async fn take_address(agent: &Client, name: &str, prefix: &str) -> String {
+    let mut hosts = 2..255;
+    loop {
+        // Anew each time: what was written just before a kill may be there though nobody was told.
+        let mut instance = match agent.get::<kinds::Instance>("default", name).await {
+            Ok(instance) => instance,
+            Err(error) if error.is_temporary() => continue,
+            Err(error) => panic!("{error}"),
+        };
+        if let [address] = &instance.status.addresses[..] {
+            return address.clone();
+        }
+        instance.status.addresses = vec![prefix.replace("0/24", &hosts.start.to_string())];
+        match agent.update_status(instance).await {
+            Ok(_) | Err(Error::Conflict(_)) => {}
+            Err(Error::AlreadyExists(_)) => drop(hosts.next()),
+            Err(error) if error.is_temporary() => tokio::time::sleep(Duration::from_millis(2)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_96_that_want_an_address_at_once_no_two_get_the_same_however_often_it_is_killed() {
+    const COUNT: usize = 96;
+    let mut state = Process::start("cpu_overcommit = 64").await;
+    ready_package(&state, 64).await;
+    let (agent, _lease) = ready_node(&state, "one", 1 << 20, Duration::from_secs(600)).await;
+    let prefix = agent.get::<kinds::Node>("", "one").await.unwrap().spec.ipv4_prefix;
+    let names: Vec<String> = (0..COUNT).map(|n| format!("i{n}")).collect();
+    let admin = state.admin();
+    join_all(names.iter().map(|name| admin.post("/v1/projects/default/instances", instance(name)))).await;
+    let placed = async || {
+        let all = agent.list::<kinds::Instance>("default").await.unwrap().items;
+        all.iter().filter(|instance| instance.status.node == "one").count()
+    };
+    while placed().await < COUNT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let mut takers = tokio::task::JoinSet::new();
+    for name in names {
+        let (agent, prefix) = (agent.clone(), prefix.clone());
+        takers.spawn(async move { take_address(&agent, &name, &prefix).await });
+    }
+    let (mut told, mut kills) = (Vec::new(), 0);
+    while let Some(address) = takers.join_next().await {
+        told.push(address.unwrap());
+        if told.len() % 12 == 0 && told.len() < COUNT {
+            state.kill().await;
+            kills += 1;
+        }
+    }
+    assert_eq!(kills, 7);
+    let once: BTreeSet<&String> = told.iter().collect();
+    assert_eq!(once.len(), COUNT, "{told:?}");
+    // And what is stored is what was told.
+    let stored = agent.list::<kinds::Instance>("default").await.unwrap().items;
+    let stored: BTreeSet<String> = stored.into_iter().flat_map(|instance| instance.status.addresses).collect();
+    assert!(stored.iter().eq(once), "{stored:?}");
 }
