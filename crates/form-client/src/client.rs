@@ -27,6 +27,19 @@ const MOST_MESSAGE: usize = 80 << 20;
 #[serde(transparent)]
 pub struct Endpoint(pub SocketAddr);
 
+/// The address that a service says it answers at: `https://ADDRESS:PORT`, as `vmm_url` of a Node. A service is asked by its
+/// own name, not its machine's, because no other service's certificate has it; so the address is resolved by hand.
+///
+/// # Errors
+/// With a sentence on what is wrong with `url`.
+pub fn address_of(url: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("{url:?} is no address of a service; it should be https://ADDRESS:PORT");
+    let parsed: http::Uri = url.parse().map_err(|_| wrong())?;
+    let host = parsed.host().filter(|_| parsed.scheme() == Some(&http::uri::Scheme::HTTPS)).ok_or_else(wrong)?;
+    let ip = host.trim_matches(['[', ']']).parse().map_err(|_| wrong())?;
+    Ok(SocketAddr::new(ip, parsed.port_u16().unwrap_or(443)))
+}
+
 impl Default for Endpoint {
     fn default() -> Self {
         Self(SocketAddr::from(([127, 0, 0, 1], 3004)))
@@ -289,4 +302,25 @@ fn updates<K: Kind>(response: Result<WatchResponse, tonic::Status>) -> Vec<Resul
     let mut updates: Vec<_> = response.changes.into_iter().map(update).collect();
     updates.push(Ok(Update::Progress(response.revision)));
     updates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_service_is_an_ip_address_and_a_port() {
+        for (url, address) in [
+            ("https://127.0.0.1:3002", "127.0.0.1:3002"),
+            ("https://[fd00::1]:3002/", "[fd00::1]:3002"),
+            ("https://192.0.2.1", "192.0.2.1:443"),
+        ] {
+            assert_eq!(address_of(url), Ok(address.parse().unwrap()));
+        }
+        for url in
+            ["", "127.0.0.1:3002", "http://127.0.0.1:3002", "https://vmm.example:3002", "https://:1", "https://[::1"]
+        {
+            assert!(address_of(url).unwrap_err().contains(url), "{url}");
+        }
+    }
 }

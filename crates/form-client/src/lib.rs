@@ -5,6 +5,6 @@ mod client;
 mod error;
 pub mod reconcile;
 
-pub use client::{Access, Caller, Client, Endpoint, Listed, NodeLease, Update};
+pub use client::{Access, Caller, Client, Endpoint, Listed, NodeLease, Update, address_of};
 pub use error::Error;
 pub use reconcile::{Action, Controller, Name};

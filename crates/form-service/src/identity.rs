@@ -19,7 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 
-use crate::secret;
+use crate::{file, secret};
 
 const CA_VALID: Duration = Duration::from_secs(3650 * 86_400);
 const SERVICE_VALID: Duration = Duration::from_secs(365 * 86_400);
@@ -76,7 +76,7 @@ impl Authority {
             let cluster = hex(&key.public_key_raw().iter().rev().take(8).copied().collect::<Vec<_>>());
             let cert = ca_params(&cluster).self_signed(&key)?;
             secret::write(&key_path, &key.serialize_pem()).map_err(fail(&key_path))?;
-            secret::write_file(&cert_path, cert.pem().as_bytes(), 0o644).map_err(fail(&cert_path))?;
+            file::replace(&cert_path, cert.pem().as_bytes(), 0o644).map_err(fail(&cert_path))?;
         }
         let cert_pem = std::fs::read_to_string(&cert_path).map_err(fail(&cert_path))?;
         let key_pem = std::fs::read_to_string(&key_path).map_err(fail(&key_path))?;
@@ -141,8 +141,8 @@ impl Identity {
         let fail = |source| IdentityError::File { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(fail)?;
         secret::write(&dir.join("key.pem"), self.key_pem.reveal()).map_err(fail)?;
-        secret::write_file(&dir.join("cert.pem"), self.cert_pem.as_bytes(), 0o644).map_err(fail)?;
-        secret::write_file(&dir.join("ca.pem"), self.ca_pem.as_bytes(), 0o644).map_err(fail)
+        file::replace(&dir.join("cert.pem"), self.cert_pem.as_bytes(), 0o644).map_err(fail)?;
+        file::replace(&dir.join("ca.pem"), self.ca_pem.as_bytes(), 0o644).map_err(fail)
     }
 
     /// The key, for TLS stacks that read PEM.

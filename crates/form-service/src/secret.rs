@@ -1,12 +1,13 @@
 //! Secrets come from files that only their owner can read; never from argv, never into a log.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
+
+use crate::file;
 
 /// A text that is wiped when dropped and never printed.
 #[derive(Clone)]
@@ -59,26 +60,7 @@ pub fn read(path: &Path) -> Result<Secret, SecretError> {
 
 /// Writes a secret so that at every instant there is the old file or the new one, and only its owner can read either.
 pub fn write(path: &Path, secret: &str) -> io::Result<()> {
-    write_file(path, secret.as_bytes(), 0o600)
-}
-
-/// As [`write`], for a file of any mode.
-pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    std::fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => std::fs::File::open(dir)?.sync_all(),
-        _ => Ok(()),
-    }
+    file::replace(path, secret.as_bytes(), 0o600)
 }
 
 #[cfg(test)]
@@ -100,7 +82,7 @@ mod tests {
     fn a_secret_that_others_can_read_is_refused_with_the_command_that_mends_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        write_file(&path, b"x", 0o644).unwrap();
+        file::replace(&path, b"x", 0o644).unwrap();
         let said = read(&path).unwrap_err().to_string();
         assert!(said.contains("chmod 600"), "{said}");
     }

@@ -57,12 +57,10 @@ impl Api {
 
     /// Another service of the cloud, at `address`, by its own name.
     pub(crate) fn service(&self, service: &str, url: &str) -> Result<Service, Error> {
-        let parsed: reqwest::Url = url.parse().map_err(|error| Error::Answer(format!("{url:?}: {error}")))?;
-        let (host, port) = (parsed.host_str().unwrap_or_default(), parsed.port_or_known_default().unwrap_or(443));
-        let host = host.trim_matches(['[', ']']);
-        let ip = host.parse().map_err(|_| Error::Answer(format!("{url:?} names no IP address")))?;
-        let http = http(service, SocketAddr::new(ip, port), &self.context)?;
-        Ok(Service { http, base: format!("https://{service}:{port}"), token: self.context.token.clone() })
+        let address = form_client::address_of(url).map_err(Error::Answer)?;
+        let http = http(service, address, &self.context)?;
+        let base = format!("https://{service}:{}", address.port());
+        Ok(Service { http, base, token: self.context.token.clone() })
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use form_guest::GuestConfig;
+use form_service::file::{TEMPORARY, sync_directory};
 use tokio::process::Command;
 
 use crate::atomic;
@@ -22,9 +23,10 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     let base = base.canonicalize().map_err(file("find", base))?;
     let length = base.metadata().map_err(file("read", &base))?.len();
     let size = length.max(size_mib.saturating_mul(1 << 20));
-    // Only a disk that is complete gets the name: whoever finds the name may boot from it.
+    // Only a disk that is complete gets the name: whoever finds the name may boot from it. Until then its name is random:
+    // the qemu-img of one who was killed may still write.
     let directory = overlay.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(atomic::TEMPORARY).tempfile_in(directory);
+    let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(directory);
     let temporary = temporary.map_err(file("make a file in", directory))?.into_temp_path();
     let output = Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -42,7 +44,7 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     let finish = || {
         std::fs::File::open(&temporary)?.sync_all()?;
         temporary.persist(overlay)?;
-        atomic::sync_directory(directory)
+        sync_directory(directory)
     };
     finish().map_err(file("make", overlay))
 }

@@ -244,7 +244,8 @@ impl Store {
     /// Removes what was being written when a process before us was killed.
     pub(crate) fn sweep(&self) -> Result<()> {
         let entries = fs::read_dir(&self.directory).map_err(file("read", &self.directory))?;
-        let half_done = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(atomic::TEMPORARY);
+        let half_done =
+            |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(form_service::file::TEMPORARY);
         for entry in entries.flatten().filter(half_done) {
             fs::remove_file(entry.path()).or_else(absent_is_fine).map_err(file("delete", entry.path()))?;
         }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use form_rootfs::{Digest, ExpandError, ParseDigestError, RawImage, expand_rootfs};
@@ -87,16 +86,14 @@ impl Images {
         path: &Path,
         image: RawImage,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let url: reqwest::Url = source.parse()?;
-        let ip: IpAddr = url.host_str().unwrap_or_default().trim_matches(['[', ']']).parse()?;
-        let port = url.port_or_known_default().unwrap_or(443);
-        // By its own name, not its machine's: no other service's certificate has it.
+        let address = form_client::address_of(source)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(self.identity.client()?)
-            .resolve(STORE, SocketAddr::new(ip, port))
+            .resolve(STORE, address)
             .no_proxy()
             .build()?;
-        let answer = http.get(format!("https://{STORE}:{port}/v1/blobs/{digest}")).send().await?.error_for_status()?;
+        let url = format!("https://{STORE}:{}/v1/blobs/{digest}", address.port());
+        let answer = http.get(url).send().await?.error_for_status()?;
         let stream = answer.bytes_stream().map_err(io::Error::other);
         let blob = SyncIoBridge::new(StreamReader::new(Box::pin(stream)));
         let out = path.to_owned();
