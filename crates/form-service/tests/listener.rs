@@ -124,6 +124,31 @@ async fn a_connection_that_is_kept_for_later_outlives_the_time_for_a_head_and_is
 }
 
 #[tokio::test]
+async fn an_answer_that_goes_on_is_not_idle_and_is_let_go_on() {
+    let (say, said) = mpsc::channel::<Bytes>(1);
+    let said = Arc::new(tokio::sync::Mutex::new(said));
+    let body = move || {
+        let said = Arc::clone(&said);
+        Body::from_stream(futures::stream::unfold(said, async |said| {
+            let next = said.lock().await.recv().await;
+            next.map(|bytes| (Ok::<_, std::io::Error>(bytes), said))
+        }))
+    };
+    let limits = Limits { idle: Duration::from_millis(200), ..hasty() };
+    let server = serve(Router::new().route("/stream", get(async move || body())), limits).await;
+    let mut stream = server.tls("http/1.1").await;
+    stream.write_all(b"GET /stream HTTP/1.1\r\nhost: example\r\n\r\n").await.unwrap();
+    say.send("early".into()).await.unwrap();
+    tokio::time::sleep(limits.idle * 5).await;
+    say.send("late".into()).await.unwrap();
+    drop(say);
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    let all = String::from_utf8_lossy(&all);
+    assert!(all.contains("early") && all.ends_with("4\r\nlate\r\n0\r\n\r\n"), "{all}");
+}
+
+#[tokio::test]
 async fn a_later_head_that_does_not_come_to_its_end_is_hung_up_on() {
     let server = serve(Router::new(), Limits { idle: Duration::from_secs(3600), ..hasty() }).await;
     let mut slow = server.tls("http/1.1").await;
