@@ -25,14 +25,16 @@ pub(crate) struct Guest {
 
 /// Builds `vmlinuz` and `initramfs` in `out`, and the examples' build contexts in `out/examples`.
 ///
-/// The kernel is downloaded once and kept in `$FORMATION_CACHE`, or in `target/guest-cache`. The same kernel and the
-/// same sources give the same bytes.
+/// The kernel is downloaded once and kept in `$FORMATION_CACHE`, or in `target/guest-cache`; nobody is asked for another
+/// until that is deleted. The same kernel and the same sources give the same bytes.
 ///
 /// # Errors
 /// If Debian's archive cannot be reached for a kernel that is not kept yet, or a tool fails.
 pub(crate) fn build(out: &Path) -> Result<Guest> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let kernel = kernel()?;
+    let cache =
+        std::env::var_os("FORMATION_CACHE").map_or_else(|| target_directory().join("guest-cache"), PathBuf::from);
+    let kernel = kernel(&cache)?;
     let programs = build_static(&["form-init", "hello"])?;
 
     let guest = Guest { kernel: out.join("vmlinuz"), initramfs: out.join("initramfs") };
@@ -58,8 +60,14 @@ pub(crate) fn default_out() -> PathBuf {
     target_directory().join("guest-image")
 }
 
-/// The directory with the unpacked kernel package.
-fn kernel() -> Result<PathBuf> {
+/// The directory with the unpacked kernel package: the last that is kept in `cache`, or else Debian's newest.
+fn kernel(cache: &Path) -> Result<PathBuf> {
+    let unpacked_at = |entry: &fs::DirEntry| entry.metadata().and_then(|meta| meta.modified()).ok();
+    let kept = fs::read_dir(cache).into_iter().flatten().flatten();
+    let kept = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("linux-image-"));
+    if let Some(newest) = kept.max_by_key(unpacked_at) {
+        return Ok(newest.path());
+    }
     let (package, file) = match newest_kernel() {
         Ok(found) => found,
         // A fresh machine has no package lists yet.
@@ -68,12 +76,7 @@ fn kernel() -> Result<PathBuf> {
             newest_kernel()?
         }
     };
-    let cache =
-        std::env::var_os("FORMATION_CACHE").map_or_else(|| target_directory().join("guest-cache"), PathBuf::from);
     let unpacked = cache.join(file.trim_end_matches(".deb"));
-    if unpacked.is_dir() {
-        return Ok(unpacked);
-    }
     say(format_args!("downloading {file}"));
     let work = cache.join("incoming");
     let _ = fs::remove_dir_all(&work);
@@ -133,8 +136,8 @@ fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
     archive.add("init", &Entry::File { mode: 0o755, bytes: init });
     let mut order = String::new();
     for file in modules {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        archive.add(&format!("lib/modules/{name}"), &Entry::File { mode: 0o644, bytes: &read(file)? });
+        let name = format!("{}.ko", modules::name(file));
+        archive.add(&format!("lib/modules/{name}"), &Entry::File { mode: 0o644, bytes: &modules::read(file)? });
         order.push_str(&name);
         order.push('\n');
     }
@@ -160,4 +163,19 @@ fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_kept_is_taken_and_nobody_is_asked() {
+        let cache = tempfile::tempdir().unwrap();
+        let kept = cache.path().join("linux-image-0.0.1-cloud-amd64_0.0.1-1_amd64");
+        // One whose download was cut short is none.
+        fs::create_dir_all(cache.path().join("incoming/contents")).unwrap();
+        fs::create_dir(&kept).unwrap();
+        assert_eq!(kernel(cache.path()).unwrap(), kept);
+    }
 }

@@ -25,8 +25,7 @@ pub(crate) fn closure(root: &Path) -> Result<Vec<PathBuf>> {
             return Ok(None);
         }
         let Some(file) = files.get(name) else { bail!("the kernel has no module {name}, and not built in either") };
-        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        depends(&bytes).with_context(|| format!("{} does not say what it depends on", file.display())).map(Some)
+        depends(&read(file)?).with_context(|| format!("{} does not say what it depends on", file.display())).map(Some)
     };
     let order = sort(&WANTED, &dependencies)?;
     Ok(order.iter().filter_map(|name| files.get(name).cloned()).collect())
@@ -67,22 +66,38 @@ fn depends(module: &[u8]) -> Option<Vec<String>> {
     Some(list.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
 }
 
+/// A module, uncompressed: form-init gives it to the kernel as it is.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("zst") => zstd::decode_all(&bytes[..]).with_context(|| format!("cannot decompress {}", file.display())),
+        Some("xz") => {
+            bail!("{} is compressed with xz, which is not read here: take a kernel with .ko or .ko.zst", file.display())
+        }
+        _ => Ok(bytes),
+    }
+}
+
 fn collect(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "ko") {
+        } else if [".ko", ".ko.zst", ".ko.xz"]
+            .iter()
+            .any(|end| path.as_os_str().as_encoded_bytes().ends_with(end.as_bytes()))
+        {
             files.insert(name(&path), path);
         }
     }
     Ok(())
 }
 
-/// A module's name: in file names, and only there, "-" may stand for "_".
-fn name(file: &Path) -> String {
-    file.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_")
+/// A module's name: in file names, and only there, "-" may stand for "_". No name has a dot.
+pub(crate) fn name(file: &Path) -> String {
+    let file = file.file_name().unwrap_or_default().to_string_lossy();
+    file.split('.').next().unwrap_or_default().replace('-', "_")
 }
 
 #[cfg(test)]
@@ -108,6 +123,25 @@ mod tests {
     #[test]
     fn a_module_that_is_nowhere_is_named() {
         assert_eq!(sort(&["tun"], &kernel).unwrap_err().to_string(), "no tun");
+    }
+
+    #[test]
+    fn a_module_may_be_compressed() {
+        let root = tempfile::tempdir().unwrap();
+        let kernel = root.path().join("kernel/drivers");
+        fs::create_dir_all(&kernel).unwrap();
+        let builtin: String = WANTED[1..].iter().map(|name| format!("kernel/{name}.ko\n")).collect();
+        fs::write(root.path().join("modules.builtin"), builtin).unwrap();
+        let (pci, ring) = (b"\0depends=virtio-ring\0", b"\0depends=\0");
+        fs::write(kernel.join("virtio-pci.ko.zst"), zstd::encode_all(&pci[..], 0).unwrap()).unwrap();
+        fs::write(kernel.join("virtio_ring.ko"), ring).unwrap();
+        let found = closure(root.path()).unwrap();
+        assert_eq!(found.iter().map(|file| name(file)).collect::<Vec<_>>(), ["virtio_ring", "virtio_pci"]);
+        assert_eq!(read(&found[1]).unwrap(), pci);
+
+        fs::rename(kernel.join("virtio_ring.ko"), kernel.join("virtio_ring.ko.xz")).unwrap();
+        let said = closure(root.path()).unwrap_err().to_string();
+        assert!(said.contains("virtio_ring.ko.xz is compressed with xz"), "{said}");
     }
 
     #[test]

@@ -19,7 +19,9 @@ pub(crate) fn test() -> Result<()> {
     if host::output("cargo", &["deny", "--version"]).is_ok() {
         step(host::cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))?;
     } else {
-        say("skipped: cargo-deny is not installed; licences and duplicate versions were not checked");
+        say(
+            "skipped: cargo-deny is not installed, so licences and duplicate versions were not checked; run: cargo install --locked cargo-deny",
+        );
     }
     // The guest's directory is seen from wherever a test runs.
     let guest = guest.canonicalize().with_context(|| format!("cannot find {}", guest.display()))?;
