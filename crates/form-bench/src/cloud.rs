@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use form_service::{Authority, Identity};
 use form_types::v1::state_client::StateClient;
 use tokio::process::{Child, Command};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+
+use crate::connection::Connection;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -70,17 +71,9 @@ impl Cloud {
         Ok(authority.issue("form-pack-manager", "bench", &["localhost".to_owned()], &[])?)
     }
 
-    pub(crate) async fn client(&self) -> Result<StateClient<Channel>> {
-        Ok(StateClient::new(channel("https://127.0.0.1:3004", "form-state", &self.identity()?).await?))
+    pub(crate) async fn client(&self) -> Result<StateClient<Connection>> {
+        Ok(StateClient::new(Connection::open("127.0.0.1:3004", "form-state", &self.identity()?).await?))
     }
-}
-
-pub(crate) async fn channel(url: &str, name: &str, identity: &Identity) -> Result<Channel> {
-    let tls = ClientTlsConfig::new()
-        .domain_name(name)
-        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
-        .identity(tonic::transport::Identity::from_pem(&identity.cert_pem, identity.key_pem()));
-    Ok(Channel::from_shared(url.to_owned())?.tls_config(tls)?.connect().await?)
 }
 
 /// Looks until there is something, often enough to measure milliseconds.

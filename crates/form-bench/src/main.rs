@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "the table is what this program is for")]
 
 mod cloud;
+mod connection;
 mod machines;
 mod names;
 mod watch;

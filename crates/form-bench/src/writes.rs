@@ -15,11 +15,14 @@ use prost::Message as _;
 use tokio::process::{Child, Command};
 
 use crate::Row;
-use crate::cloud::{Cloud, channel};
+use crate::cloud::Cloud;
+use crate::connection::Connection;
 
 const CLIENTS: usize = 64;
 /// Connections that the clients share, as etcd's own benchmark has them.
 const CONNECTIONS: usize = 8;
+/// Where etcd listens.
+const ETCD: &str = "127.0.0.1:12379";
 const SPAN: Duration = Duration::from_secs(8);
 const ROUNDS: usize = 3;
 
@@ -101,8 +104,8 @@ impl Etcd {
         identity.save(&dir.join("tls"))?;
         let tls = dir.join("tls");
         let process = Command::new("etcd")
-            .args(["--name", "bench", "--listen-client-urls", "https://127.0.0.1:12379"])
-            .args(["--advertise-client-urls", "https://127.0.0.1:12379"])
+            .args(["--name", "bench", "--listen-client-urls", &format!("https://{ETCD}")])
+            .args(["--advertise-client-urls", &format!("https://{ETCD}")])
             .args(["--listen-peer-urls", "http://127.0.0.1:12380"])
             .args(["--initial-advertise-peer-urls", "http://127.0.0.1:12380"])
             .args(["--initial-cluster", "bench=http://127.0.0.1:12380", "--log-level", "error"])
@@ -118,7 +121,7 @@ impl Etcd {
             .spawn()
             .context("etcd; apt-get install etcd-server")?;
         let start = Instant::now();
-        while channel("https://127.0.0.1:12379", "localhost", &identity).await.is_err() {
+        while Connection::open(ETCD, "localhost", &identity).await.is_err() {
             anyhow::ensure!(start.elapsed() < Duration::from_secs(60), "etcd does not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -127,15 +130,15 @@ impl Etcd {
 
     async fn measure(&self, cloud: &Cloud) -> Result<f64> {
         let identity = cloud.identity()?;
-        let connect = || channel("https://127.0.0.1:12379", "localhost", &identity);
-        let channels = try_join_all((0..CONNECTIONS).map(|_| connect())).await?;
+        let connect = || Connection::open(ETCD, "localhost", &identity);
+        let connections = try_join_all((0..CONNECTIONS).map(|_| connect())).await?;
         let (next, value) = (Arc::clone(&self.next), example().encode_to_vec());
         run(move |index| {
-            let channel = channels.get(index % CONNECTIONS).cloned();
+            let connection = connections.get(index % CONNECTIONS).cloned();
             let key = format!("resource/Event/default/{:032}", next.fetch_add(1, Ordering::Relaxed));
             let request = etcd::PutRequest { key: key.into_bytes(), value: value.clone() };
             async move {
-                etcd::kv_client::KvClient::new(channel.context("a connection")?).put(request).await?;
+                etcd::kv_client::KvClient::new(connection.context("a connection")?).put(request).await?;
                 Ok(())
             }
         })

@@ -7,6 +7,7 @@
 //! - [`health`]: what a service still waits for
 //! - [`problem`]: errors for the outside (RFC 9457)
 //! - [`run`]: from `main` to an orderly stop
+//! - [`together`]: what spares HTTP/2 over TLS most of its calls to the kernel
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -18,6 +19,7 @@ pub mod logs;
 pub mod problem;
 pub mod run;
 pub mod secret;
+pub mod together;
 
 pub use config::{Config, Live};
 pub use health::Health;

@@ -29,6 +29,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use self::pace::{Pace, Paced, Phase};
+use crate::together::{Unvectored, gathered};
 use crate::{Health, Peer, Problem};
 
 /// What a service's [`Health`] waits for until its listener serves.
@@ -186,10 +187,10 @@ async fn connection(
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(256)
         .keep_alive_interval(Duration::from_secs(20));
-    let io = TokioIo::new(Paced { stream, pace: Arc::clone(&pace) });
+    let io = TokioIo::new(Paced { stream: Unvectored(stream), pace: Arc::clone(&pace) });
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     let overdue = tokio::select! {
-        ended = connection.as_mut() => return log_end(ended),
+        ended = gathered(connection.as_mut()) => return log_end(ended),
         overdue = pace.overdue() => Some(overdue),
         () = shutdown.cancelled() => None,
     };
@@ -198,7 +199,7 @@ async fn connection(
     }
     // In order: what is under way is answered, and the other side is told that nothing more comes.
     connection.as_mut().graceful_shutdown();
-    log_end(connection.await);
+    log_end(gathered(connection).await);
 }
 
 fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
@@ -208,32 +209,36 @@ fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
 }
 
 fn limited(routes: Router, limits: Limits) -> Router {
-    let overload = tower::ServiceBuilder::new()
-        .layer(axum::error_handling::HandleErrorLayer::new(|_: axum::BoxError| async { Problem::overloaded() }))
-        .layer(LoadShedLayer::new())
-        .layer(GlobalConcurrencyLimitLayer::new(limits.requests));
-    routes
-        .fallback(|| async {
-            Problem::not_found("there is nothing at this address; /openapi.yaml tells what there is")
-        })
-        // axum has a limit of its own for bodies that it reads whole; one is enough.
-        .layer(axum::extract::DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(limits.body_bytes))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
-        .layer(axum::middleware::map_response(move |response| as_problem(response, limits)))
-        .layer(overload)
+    // One stack and not a layer each: the router boxes what it is given at every call of `layer`.
+    let layers = tower::ServiceBuilder::new()
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a request's handler panicked");
             Problem::internal().into_response()
         }))
+        .layer(axum::error_handling::HandleErrorLayer::new(|_: axum::BoxError| async { Problem::overloaded() }))
+        .layer(LoadShedLayer::new())
+        .layer(GlobalConcurrencyLimitLayer::new(limits.requests))
+        .map_response(move |response: Response<_>| as_problem(response, limits))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
+        .layer(RequestBodyLimitLayer::new(limits.body_bytes))
+        // axum has a limit of its own for bodies that it reads whole; one is enough.
+        .layer(axum::extract::DefaultBodyLimit::disable());
+    routes
+        .fallback(|| async {
+            Problem::not_found("there is nothing at this address; /openapi.yaml tells what there is")
+        })
+        .layer(layers)
 }
 
 /// Errors are problem documents, also those that layers and extractors made and not a handler.
-async fn as_problem(response: Response, limits: Limits) -> Response {
+fn as_problem<B>(response: Response<B>, limits: Limits) -> Response
+where
+    Response<B>: axum::response::IntoResponse,
+{
     let status = response.status();
     let is_text = response.headers().get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"text/"));
     if !is_text || !(status.is_client_error() || status.is_server_error()) {
-        return response;
+        return response.into_response();
     }
     let problem = match status {
         StatusCode::PAYLOAD_TOO_LARGE => {

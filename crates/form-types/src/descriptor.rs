@@ -18,21 +18,21 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| match DescriptorPool::d
     Err(error) => unreachable!("build.rs wrote descriptors that do not decode: {error}"),
 });
 
-static RULES: LazyLock<HashMap<String, Rules>> = LazyLock::new(|| {
+type Fields = Vec<(FieldDescriptor, Option<Rules>)>;
+
+/// The fields of each message, with the rules that stand beside them.
+static FIELDS: LazyLock<HashMap<String, Fields>> = LazyLock::new(|| {
     let Some(extension) = POOL.get_extension_by_name("formation.v1.rules") else {
         unreachable!("rules.proto declares formation.v1.rules")
     };
-    let fields = POOL.all_messages().flat_map(|message| message.fields().collect::<Vec<_>>());
-    fields
-        .filter_map(|field| {
-            let options = field.options();
-            if !options.has_extension(&extension) {
-                return None;
-            }
-            let rules = options.get_extension(&extension).as_message()?.transcode_to().ok()?;
-            Some((field.full_name().to_owned(), rules))
-        })
-        .collect()
+    let rules = |field: &FieldDescriptor| {
+        let options = field.options();
+        options
+            .has_extension(&extension)
+            .then(|| options.get_extension(&extension).as_message()?.transcode_to().ok())?
+    };
+    let fields = |message: &MessageDescriptor| message.fields().map(|field| (field.clone(), rules(&field))).collect();
+    POOL.all_messages().map(|message| (message.full_name().to_owned(), fields(&message))).collect()
 });
 
 pub(crate) fn message(name: &str) -> MessageDescriptor {
@@ -50,8 +50,13 @@ pub(crate) fn status(kind: &KindInfo) -> MessageDescriptor {
     message(&format!("{}Status", kind.name))
 }
 
+pub(crate) fn fields(message: &MessageDescriptor) -> &'static [(FieldDescriptor, Option<Rules>)] {
+    FIELDS.get(message.full_name()).map_or(&[], Vec::as_slice)
+}
+
 pub(crate) fn rules(field: &FieldDescriptor) -> Option<&'static Rules> {
-    RULES.get(field.full_name())
+    let (_, rules) = fields(field.parent_message()).iter().find(|(of, _)| of.number() == field.number())?;
+    rules.as_ref()
 }
 
 /// The comment that stands before the element at `path` of `file`, as one paragraph a line.

@@ -1,5 +1,7 @@
 //! Whether a resource is one that the cloud can hold: the rules of `proto/`, walked over its fields.
 
+use std::fmt;
+
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind as FieldKind, MapKey, ReflectMessage as _, Value};
 
@@ -22,22 +24,29 @@ pub fn validate(resource: &Resource) -> Result<&'static KindInfo, Invalid> {
 
     let envelope = Resource { spec: None, status: None, ..resource.clone() };
     if let Ok(envelope) = DynamicMessage::decode(descriptor::message("Resource"), envelope.encode_to_vec().as_slice()) {
-        walk(&envelope, "", &mut found);
+        walk(&envelope, Path::Root, &mut found);
     }
     match (kind.is_cluster_scoped(), resource.project.is_empty()) {
-        (true, false) => {
-            report(&mut found, "project", format!("a {} belongs to the cluster, not to a project", kind.name))
-        }
-        (false, true) => report(&mut found, "project", format!("missing; a {} lives in a project", kind.name)),
+        (true, false) => report(
+            &mut found,
+            Path::Field(&Path::Root, "project"),
+            format!("a {} belongs to the cluster, not to a project", kind.name),
+        ),
+        (false, true) => report(
+            &mut found,
+            Path::Field(&Path::Root, "project"),
+            format!("missing; a {} lives in a project", kind.name),
+        ),
         _ => {}
     }
 
-    for (part, any, descriptor) in
+    for (name, any, descriptor) in
         [("spec", &resource.spec, descriptor::spec(kind)), ("status", &resource.status, descriptor::status(kind))]
     {
+        let part = Path::Field(&Path::Root, name);
         let Some(any) = any else {
             // A spec with required fields is as wrong absent as it is empty; a status is not written yet.
-            if part == "spec" {
+            if name == "spec" {
                 walk(&DynamicMessage::new(descriptor), part, &mut found);
             }
             continue;
@@ -59,34 +68,51 @@ pub(crate) fn unknown_kind(name: &str) -> Invalid {
     Invalid::at("kind", format!("{name:?} is not a kind; there are {known}"))
 }
 
-fn report(found: &mut Vec<Violation>, path: impl Into<String>, what: impl Into<String>) {
-    found.push(Violation { path: path.into(), what: what.into() });
+/// Where a value stands. Written out only where something is wrong with it: most have nothing.
+#[derive(Clone, Copy)]
+enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'a str),
+    Item(&'a Path<'a>, usize),
 }
 
-fn walk(message: &DynamicMessage, at: &str, found: &mut Vec<Violation>) {
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Root => Ok(()),
+            Path::Field(Path::Root, name) => f.write_str(name),
+            Path::Field(of, name) => write!(f, "{of}.{name}"),
+            Path::Item(of, index) => write!(f, "{of}[{index}]"),
+        }
+    }
+}
+
+fn report(found: &mut Vec<Violation>, path: Path<'_>, what: impl Into<String>) {
+    found.push(Violation { path: path.to_string(), what: what.into() });
+}
+
+fn walk(message: &DynamicMessage, at: Path<'_>, found: &mut Vec<Violation>) {
     if message.unknown_fields().next().is_some() {
         report(found, at, "has fields that this version does not know");
     }
-    for field in message.descriptor().fields() {
-        let path = if at.is_empty() { field.name().to_owned() } else { format!("{at}.{}", field.name()) };
-        let rules = descriptor::rules(&field);
-        if !message.has_field(&field) {
+    for (field, rules) in descriptor::fields(&message.descriptor()) {
+        let path = Path::Field(&at, field.name());
+        if !message.has_field(field) {
             if rules.is_some_and(|rules| rules.required) {
                 report(found, path, "missing");
             }
             continue;
         }
-        let value = message.get_field(&field);
-        check(&field, rules, &value, &path, found);
+        check(field, rules.as_ref(), &message.get_field(field), path, found);
     }
 }
 
-fn check(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &str, found: &mut Vec<Violation>) {
+fn check(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: Path<'_>, found: &mut Vec<Violation>) {
     match value {
         Value::List(items) => {
             too_many(rules, items.len(), path, found);
             for (index, item) in items.iter().enumerate() {
-                single(field, rules, item, &format!("{path}[{index}]"), found);
+                single(field, rules, item, Path::Item(&path, index), found);
             }
         }
         Value::Map(entries) => {
@@ -96,25 +122,26 @@ fn check(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &s
                     MapKey::String(name) => name.clone(),
                     other => format!("{other:?}"),
                 };
+                let path = Path::Field(&path, &name);
                 if let Some(rules) = rules {
-                    text(rules, &name, &format!("{path}.{name}"), found);
+                    text(rules, &name, path, found);
                 }
                 // A map's format is about its keys.
                 let rest = rules.map(|rules| Rules { format: Format::Any.into(), ..*rules });
-                single(field, rest.as_ref(), item, &format!("{path}.{name}"), found);
+                single(field, rest.as_ref(), item, path, found);
             }
         }
         value => single(field, rules, value, path, found),
     }
 }
 
-fn too_many(rules: Option<&Rules>, len: usize, path: &str, found: &mut Vec<Violation>) {
+fn too_many(rules: Option<&Rules>, len: usize, path: Path<'_>, found: &mut Vec<Violation>) {
     if let Some(most) = rules.map(|rules| rules.max_items as usize).filter(|most| (1..len).contains(most)) {
         report(found, path, format!("{len} items are more than the most, {most}"));
     }
 }
 
-fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &str, found: &mut Vec<Violation>) {
+fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: Path<'_>, found: &mut Vec<Violation>) {
     match value {
         Value::Message(message) if message.descriptor().full_name() == "google.protobuf.Timestamp" => {
             let part = |name| message.get_field_by_name(name).and_then(|value| integer(&value)).unwrap_or_default();
@@ -143,7 +170,7 @@ fn single(field: &FieldDescriptor, rules: Option<&Rules>, value: &Value, path: &
     }
 }
 
-fn text(rules: &Rules, text: &str, path: &str, found: &mut Vec<Violation>) {
+fn text(rules: &Rules, text: &str, path: Path<'_>, found: &mut Vec<Violation>) {
     if rules.max_len > 0 && text.len() > rules.max_len as usize {
         report(found, path, format!("{} bytes are more than the most, {}", text.len(), rules.max_len));
     } else if let Some(wanted) = format::mismatch(rules.format(), text) {

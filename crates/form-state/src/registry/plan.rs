@@ -48,8 +48,9 @@ impl Plan {
             Some(revision) => Compare::Revision(at.clone(), revision),
             None => Compare::Absent(at.clone()),
         });
+        let resource = Resource { revision: 0, ..resource };
         self.ops.push(Op::Put { key: at, value: encode(&resource), lease });
-        self.results.push(Resource { revision: 0, ..resource });
+        self.results.push(resource);
     }
 
     /// Takes `resource` away, with all that it claims.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ring::{CHUNK_BYTES, Chunk};
-use super::schema::{counter, signed, unsigned};
+use super::schema::{after, counter, revision_of, unsigned};
 use crate::store::{Change, Entry, Page, Range, StoreError};
 
 const CONNECTIONS: usize = 4;
@@ -92,12 +92,11 @@ impl Reader {
 
     /// The changes right after `revision`, in whole revisions.
     pub(super) fn log(&self, revision: u64) -> Result<Vec<Arc<Change>>, StoreError> {
-        let mut statement = self.prepare_cached(
-            "SELECT revision, key, value, previous FROM change WHERE revision > ?1 ORDER BY revision, position",
-        )?;
-        let rows = statement.query_map([signed(revision)], |row| {
+        let mut statement =
+            self.prepare_cached("SELECT id, key, value, previous FROM change WHERE id >= ?1 ORDER BY id")?;
+        let rows = statement.query_map([after(revision)], |row| {
             Ok(Arc::new(Change {
-                revision: unsigned(row.get(0)?),
+                revision: revision_of(row.get(0)?),
                 key: row.get(1)?,
                 value: row.get::<_, Option<Vec<u8>>>(2)?.map(Bytes::from),
                 previous: row.get::<_, Option<Vec<u8>>>(3)?.map(Bytes::from),

@@ -8,6 +8,11 @@ use crate::store::StoreError;
 
 const PAGE_BYTES: u64 = 4096;
 
+/// The bits of a change's id that are its position among the changes of its revision.
+const POSITION_BITS: u32 = 20;
+/// The most changes that one revision has.
+pub(super) const POSITIONS: usize = 1 << POSITION_BITS;
+
 /// Raised with each change of the tables; a file of a later version is refused.
 const VERSION: i64 = 1;
 
@@ -22,15 +27,14 @@ const TABLES: &str = "
     CREATE INDEX entry_lease ON entry (lease) WHERE lease IS NOT NULL;
 
     -- What changed: the log that watches read. value is NULL for a deletion; previous is the value before, for
-    -- deletions and where it was asked for.
+    -- deletions and where it was asked for. The id, place(revision, position), only grows: SQLite appends to such a
+    -- table for less than to any other.
     CREATE TABLE change (
-        revision INTEGER NOT NULL,
-        position INTEGER NOT NULL,
+        id       INTEGER PRIMARY KEY,
         key      TEXT NOT NULL,
         value    BLOB,
-        previous BLOB,
-        PRIMARY KEY (revision, position)
-    ) WITHOUT ROWID;
+        previous BLOB
+    );
 
     CREATE TABLE lease (
         id     INTEGER PRIMARY KEY,
@@ -100,6 +104,21 @@ impl From<rusqlite::Error> for StoreError {
             _ => StoreError::Engine(error.into()),
         }
     }
+}
+
+/// The id of a change in the log.
+pub(super) fn place(revision: u64, position: u64) -> i64 {
+    signed((revision << POSITION_BITS) + position)
+}
+
+/// The id after those of all changes up to `revision`.
+pub(super) fn after(revision: u64) -> i64 {
+    place(revision + 1, 0)
+}
+
+/// The revision of the change with this id.
+pub(super) fn revision_of(place: i64) -> u64 {
+    unsigned(place) >> POSITION_BITS
 }
 
 /// SQLite has signed integers only; revisions do not reach the sign in any life of a cluster.
