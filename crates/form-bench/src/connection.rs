@@ -12,10 +12,20 @@ use form_service::together::{Unvectored, gathered};
 use http::{Request, Response, Uri, uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
+
+/// Runs hyper's side of a connection after the clients that were woken with it, so that their requests travel together.
+#[derive(Clone)]
+struct Gathering;
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Gathering {
+    fn execute(&self, work: F) {
+        tokio::spawn(gathered(work));
+    }
+}
 
 #[derive(Clone)]
 pub(crate) struct Connection {
@@ -31,9 +41,8 @@ impl Connection {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let stream = TlsConnector::from(Arc::new(tls)).connect(name.try_into()?, stream).await?;
-        let (requests, connection) =
-            Builder::new(TokioExecutor::new()).handshake(TokioIo::new(Unvectored(stream))).await?;
-        tokio::spawn(gathered(connection));
+        let (requests, connection) = Builder::new(Gathering).handshake(TokioIo::new(Unvectored(stream))).await?;
+        tokio::spawn(connection);
         Ok(Self { requests, authority: address.parse().context("an address")? })
     }
 }

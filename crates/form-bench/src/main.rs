@@ -50,7 +50,8 @@ struct Row {
     ratio: String,
 }
 
-#[tokio::main]
+// One thread: the load is to leave the processors to what it measures.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
     form_service::run::init_process();

@@ -1,10 +1,11 @@
 //! The embedded engine: SQLite in WAL mode.
 //!
 //! ```text
-//!  commit ──▶ channel ──▶ writer thread ──▶ BEGIN … many transactions … COMMIT + fdatasync ──▶ acknowledge all of them
-//!                              │
-//!                              └──▶ ring of recent changes ──▶ watchers; one that fell behind reads the log table
-//!  get, list ──▶ a few read-only connections, each on a snapshot of its own
+//!  commit ──▶ channel ──▶ writer thread: BEGIN … many transactions … COMMIT ──▶ sync thread: fdatasync
+//!                                                                                  │
+//!                       ring of recent changes, and then: acknowledge all of them ◀┘
+//!                          └──▶ watchers; one that fell behind reads the log table
+//!  get, list ──▶ a few read-only connections, each on a snapshot of its own; answered when that is durable
 //! ```
 //!
 //! One thread writes, so transactions need no locks, and those that arrive while the disk syncs share the next sync.
@@ -12,6 +13,7 @@
 mod readers;
 mod ring;
 mod schema;
+mod sync;
 mod writer;
 
 use std::fs::{File, TryLockError};
@@ -71,7 +73,7 @@ impl SqliteStore {
         let path = path.to_owned();
         let lock = lock(&path.with_extension("lock")).await?;
         let opened = tokio::task::spawn_blocking(move || {
-            let (connection, state) = schema::open(&path, options.max_bytes)?;
+            let (connection, wal, state) = schema::open(&path, options.max_bytes)?;
             let shared = Arc::new(Shared {
                 _lock: lock,
                 readers: Readers::open(&path)?,
@@ -79,7 +81,7 @@ impl SqliteStore {
                 revision: watch::Sender::new(state.revision),
                 compacted: watch::Sender::new(state.compacted),
             });
-            let writer = Arc::new(Writer::start(connection, state, options, Arc::clone(&shared))?);
+            let writer = Arc::new(Writer::start(connection, wal, state, options, Arc::clone(&shared))?);
             Ok(Self { writer, shared })
         });
         opened.await.map_err(|error| StoreError::Engine(error.into()))?
@@ -114,11 +116,15 @@ async fn lock(path: &Path) -> Result<File, StoreError> {
 impl Store for SqliteStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let key = key.to_owned();
-        self.shared.read(move |reader| reader.get(&key)).await
+        let (entry, revision) = self.shared.read(move |reader| reader.get(&key)).await?;
+        self.shared.durable(revision).await?;
+        Ok(entry)
     }
 
     async fn list(&self, range: Range) -> Result<Page, StoreError> {
-        self.shared.read(move |reader| reader.list(&range)).await
+        let page = self.shared.read(move |reader| reader.list(&range)).await?;
+        self.shared.durable(page.revision).await?;
+        Ok(page)
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
@@ -179,6 +185,15 @@ impl Shared {
         tokio::task::spawn_blocking(move || read(&reader)).await.map_err(|error| StoreError::Engine(error.into()))?
     }
 
+    /// Returns when all up to `revision` is on disk. What was read before might be gone after a power failure.
+    async fn durable(&self, revision: u64) -> Result<(), StoreError> {
+        if *self.revision.borrow() >= revision {
+            return Ok(());
+        }
+        let reached = self.revision.subscribe().wait_for(|durable| *durable >= revision).await.map(|_| ());
+        reached.map_err(|_| StoreError::Stopped)
+    }
+
     fn check_compacted(&self, asked: u64) -> Result<(), StoreError> {
         let compacted = *self.compacted.borrow();
         if asked < compacted { Err(StoreError::Compacted { asked, compacted }) } else { Ok(()) }
@@ -210,7 +225,7 @@ impl Watcher {
                 Some(found) => found,
                 None => {
                     self.shared.check_compacted(at)?;
-                    let found = self.shared.read(move |reader| reader.log(at)).await?;
+                    let found = self.shared.read(move |reader| reader.log(at, current)).await?;
                     // What was read may have been deleted in the middle of the reading.
                     self.shared.check_compacted(at)?;
                     found

@@ -1,4 +1,5 @@
-//! A few read-only connections, handed out one at a time. Each read sees one moment of the store.
+//! A few read-only connections, handed out one at a time. Each read sees one moment of the store, which may be ahead of
+//! what is durable: who reads waits until it is.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -59,9 +60,13 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    pub(super) fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+    /// The entry, and a revision by which it was so.
+    pub(super) fn get(&self, key: &str) -> Result<(Option<Entry>, u64), StoreError> {
         let mut statement = self.prepare_cached("SELECT key, value, revision FROM entry WHERE key = ?1")?;
-        Ok(statement.query_row([key], entry).optional()?)
+        let found = statement.query_row([key], entry).optional()?;
+        // That there is none may be the work of any commit up to now.
+        let revision = found.as_ref().map_or_else(|| counter(self, "revision"), |entry| Ok(entry.revision))?;
+        Ok((found, revision))
     }
 
     pub(super) fn list(&self, range: &Range) -> Result<Page, StoreError> {
@@ -90,11 +95,11 @@ impl Reader {
         Ok(Page { entries, revision, more })
     }
 
-    /// The changes right after `revision`, in whole revisions.
-    pub(super) fn log(&self, revision: u64) -> Result<Vec<Arc<Change>>, StoreError> {
+    /// The changes right after `revision` and up to `last`, in whole revisions.
+    pub(super) fn log(&self, revision: u64, last: u64) -> Result<Vec<Arc<Change>>, StoreError> {
         let mut statement =
-            self.prepare_cached("SELECT id, key, value, previous FROM change WHERE id >= ?1 ORDER BY id")?;
-        let rows = statement.query_map([after(revision)], |row| {
+            self.prepare_cached("SELECT id, key, value, previous FROM change WHERE id >= ?1 AND id < ?2 ORDER BY id")?;
+        let rows = statement.query_map([after(revision), after(last)], |row| {
             Ok(Arc::new(Change {
                 revision: revision_of(row.get(0)?),
                 key: row.get(1)?,

@@ -1,6 +1,7 @@
-//! The one thread that writes.
+//! The one thread that writes. What it has committed, [`sync`] makes durable.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -11,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::schema::{POSITIONS, State, after, place, signed, unsigned};
+use super::sync::{self, Written};
 use super::{Shared, SqliteOptions};
 use crate::store::{Change, Compare, LeaseId, Op, Outcome, StoreError, Txn};
 
@@ -18,6 +20,8 @@ use crate::store::{Change, Compare, LeaseId, Op, Outcome, StoreError, Txn};
 const QUEUE: usize = 4096;
 /// Transactions that share one sync of the disk.
 const GROUP: usize = 512;
+/// Groups that may wait for the disk to sync the ones before; with more, the writer waits.
+const UNSYNCED: usize = 4;
 /// How often the writer lets others run, to see whether they join its group.
 const GATHERINGS: usize = 4;
 /// Rows of the log that compaction deletes at a time, so that no write waits for long behind it.
@@ -37,34 +41,41 @@ pub(super) enum Request {
 }
 
 /// Answers a request, once it is known whether its group is on disk.
-type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+pub(super) type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-type Answer = (Finish, Result<(), StoreError>);
+pub(super) type Answer = (Finish, Result<(), StoreError>);
 
 pub(super) struct Writer {
     requests: Option<SyncSender<Request>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Writer {
     pub(super) fn start(
         connection: Connection,
+        wal: File,
         state: State,
         options: SqliteOptions,
         shared: Arc<Shared>,
     ) -> Result<Self, StoreError> {
         let (requests, queue) = sync_channel(QUEUE);
+        let (written, unsynced) = sync_channel(UNSYNCED);
         // Holds no more than the queue of requests lets through.
-        let (answers, written) = mpsc::unbounded_channel();
-        tokio::runtime::Handle::current().spawn(answer(written));
+        let (answers, known) = mpsc::unbounded_channel();
+        tokio::runtime::Handle::current().spawn(answer(known));
+        let sync = {
+            let (shared, answers) = (Arc::clone(&shared), answers.clone());
+            spawn("store-sync", move || sync::run(&wal, &unsynced, &shared, &answers))?
+        };
         let leases = stored_leases(&connection)?;
         let thread = Thread {
             connection,
             state,
-            durable: state,
+            committed: state,
             options,
             shared,
             leases,
+            written,
             answers,
             fresh: Vec::new(),
             soonest: Some(Instant::now()),
@@ -72,11 +83,8 @@ impl Writer {
             trimmed: 0,
             ailing: false,
         };
-        let thread = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || thread.run(&queue))
-            .map_err(|error| StoreError::Engine(error.into()))?;
-        Ok(Self { requests: Some(requests), thread: Mutex::new(Some(thread)) })
+        let write = spawn("store-writer", move || thread.run(&queue))?;
+        Ok(Self { requests: Some(requests), threads: Mutex::new(vec![write, sync]) })
     }
 
     pub(super) fn send(&self, request: Request) -> Result<(), StoreError> {
@@ -90,18 +98,23 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Closes the queue; the thread ends after what is in it.
+        // Closes the queue; the threads end after what is in it.
         self.requests = None;
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        for thread in self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = thread.join();
         }
     }
 }
 
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map_err(|error| StoreError::Engine(error.into()))
+}
+
 /// Answers whole groups, from within the runtime: who waits is then woken here, without a call to the kernel each, and
 /// a connection with several of them sends their answers in one piece.
-async fn answer(mut written: mpsc::UnboundedReceiver<Vec<Answer>>) {
-    while let Some(group) = written.recv().await {
+async fn answer(mut known: mpsc::UnboundedReceiver<Vec<Answer>>) {
+    while let Some(group) = known.recv().await {
         group.into_iter().for_each(|(finish, result)| finish(result));
     }
 }
@@ -121,10 +134,11 @@ struct Thread {
     connection: Connection,
     /// The counters with the group that is being written.
     state: State,
-    /// The counters as they are on disk.
-    durable: State,
+    /// The counters as they were last committed.
+    committed: State,
     options: SqliteOptions,
     shared: Arc<Shared>,
+    written: SyncSender<Written>,
     answers: mpsc::UnboundedSender<Vec<Answer>>,
     leases: HashMap<LeaseId, Lease>,
     /// No lease ends before this; `None`: there is none. So that not every write looks at every lease.
@@ -172,7 +186,7 @@ impl Thread {
         self.soonest.map_or(Duration::from_secs(60), |ends| ends.saturating_duration_since(Instant::now()))
     }
 
-    /// Carries out a group, syncs once, and then answers. Where a part of it fails on the disk, all of it has failed.
+    /// Carries out a group, to be synced at once and then answered. Where a part of it fails, all of it has failed.
     fn write(&mut self, group: Vec<Request>) {
         let started = Instant::now();
         let mut failed = self.connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from).err();
@@ -183,20 +197,16 @@ impl Thread {
         self.ailing = failed.is_some();
         match failed {
             None => {
-                self.durable = self.state;
-                // The ring first: a watcher that wakes must find what it was woken for.
-                self.shared.ring.push(std::mem::take(&mut self.fresh));
-                self.shared.revision.send_if_modified(|revision| {
-                    std::mem::replace(revision, self.durable.revision) != self.durable.revision
-                });
-                metrics::histogram!("form_state_commit_seconds").record(started.elapsed().as_secs_f64());
-                metrics::histogram!("form_state_commit_requests").record(finish.len() as f64);
-                self.answer(finish.into_iter().map(|finish| (finish, Ok(()))).collect());
+                let wrote = self.state != self.committed;
+                self.committed = self.state;
+                let (changes, revision) = (std::mem::take(&mut self.fresh), self.state.revision);
+                // The other thread ends after this one.
+                let _ = self.written.send(Written { started, finish, changes, revision, wrote });
             }
             Some(error) => {
                 tracing::error!(%error, "a group of writes failed and was taken back");
                 let _ = self.connection.execute_batch("ROLLBACK");
-                self.state = self.durable;
+                self.state = self.committed;
                 self.fresh.clear();
                 // Rows that were counted as trimmed are there again.
                 self.trimmed = 0;
@@ -214,7 +224,7 @@ impl Thread {
 
     /// Gives up the log, so that what is current can still be changed: even a deletion has to be written first.
     fn make_room(&mut self) {
-        self.compact(self.durable.revision);
+        self.compact(self.committed.revision);
         // Readers that are in the middle of a page keep it from being whole; the next failure tries again.
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
@@ -393,9 +403,9 @@ impl Thread {
 
     fn end_group(&mut self) -> Result<(), StoreError> {
         for (name, old, new) in [
-            ("revision", self.durable.revision, self.state.revision),
-            ("compacted", self.durable.compacted, self.state.compacted),
-            ("lease", self.durable.lease, self.state.lease),
+            ("revision", self.committed.revision, self.state.revision),
+            ("compacted", self.committed.compacted, self.state.compacted),
+            ("lease", self.committed.lease, self.state.lease),
         ] {
             if new != old {
                 self.connection
