@@ -13,6 +13,7 @@ use form_types::v1::{
 };
 use form_types::{Kind, Meta, Object, event, kinds};
 use futures::{Stream, StreamExt as _};
+use http::uri::Authority;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
@@ -22,14 +23,37 @@ use crate::Error;
 /// A transaction is told whole: 128 resources of at most 512 KiB each.
 const MOST_MESSAGE: usize = 80 << 20;
 
-/// Where form-state is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Endpoint(pub SocketAddr);
+/// Where form-state is: `HOST:PORT`. The host may be a name, which is looked up anew for each connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Endpoint(String);
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self(SocketAddr::from(([127, 0, 0, 1], 3004)))
+        SocketAddr::from(([127, 0, 0, 1], 3004)).into()
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string())
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let whole = text.parse::<Authority>().is_ok_and(|authority| {
+            !authority.host().is_empty() && authority.port_u16().is_some() && !text.contains('@')
+        });
+        if whole { Ok(Self(text)) } else { Err(format!("{text:?} is not of the form HOST:PORT")) }
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.0
     }
 }
 
@@ -289,4 +313,21 @@ fn updates<K: Kind>(response: Result<WatchResponse, tonic::Status>) -> Vec<Resul
     let mut updates: Vec<_> = response.changes.into_iter().map(update).collect();
     updates.push(Ok(Update::Progress(response.revision)));
     updates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_form_state_is_may_be_a_name() {
+        let endpoint = |text: &str| Endpoint::try_from(text.to_owned());
+        for good in ["127.0.0.1:3004", "[::1]:3004", "form-state:3004", "form-state.formation.svc:443"] {
+            assert_eq!(String::from(endpoint(good).unwrap()), good);
+        }
+        for bad in ["", "form-state", ":3004", "https://form-state:3004", "form-state:http", "a@b:1", "a:1/b", "a b:1"]
+        {
+            assert!(endpoint(bad).is_err(), "{bad:?}");
+        }
+    }
 }
