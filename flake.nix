@@ -55,6 +55,6 @@
       });
       apps = of (s: s.release.apps s.images.all (lib.mapAttrs (_: s: s.images.all) perSystem));
       formatter = of (s: s.pkgs.nixfmt);
-      nixosModules.default = import ./nix/module.nix { inherit self services table; };
+      nixosModules.default = import ./nix/module.nix { inherit self services; };
     };
 }

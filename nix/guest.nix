@@ -5,7 +5,16 @@ let
   modules = kernel.modules or kernel;
   image = pkgs.stdenv.hostPlatform.linux-kernel.target or "bzImage";
 in
-{
+rec {
+  # What `guest_dir` names: both of them.
+  guest = pkgs.symlinkJoin {
+    name = "formation-guest";
+    paths = [
+      guest-kernel
+      guest-initramfs
+    ];
+  };
+
   guest-kernel = pkgs.runCommand "formation-guest-kernel-${kernel.version}" { } ''
     install -Dm444 ${kernel}/${image} $out/vmlinuz
   '';

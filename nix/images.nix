@@ -13,7 +13,7 @@
 }:
 let
   inherit (pkgs) runCommand writeText;
-  python = "${pkgs.python3Minimal}/bin/python3";
+  python = "${pkgs.python3}/bin/python3";
   # A string, a number or a list of such is written in TOML as it is in JSON.
   toml =
     name: keys:
