@@ -146,14 +146,15 @@ let
   full =
     service:
     pkgs.dockerTools.buildLayeredImage (
-      removeAttrs base.common [ "fakeRootCommands" ]
+      base.common
       // {
         name = "formation/${service.name}";
         tag = release.version;
         fromImage = base.image;
         contents = [ (rootOf service) ];
         layeringPipeline = layering;
-        fakeRootCommands = directories service;
+        # Directories that a layer names are as that layer says, also those that the base has.
+        fakeRootCommands = base.common.fakeRootCommands + directories service;
         config = configOf service;
       }
     );

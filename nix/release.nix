@@ -86,7 +86,7 @@ in
         pkgs.skopeo
         pkgs.cosign
       ] (layouts images);
-      load = app "load" "Loads all images into docker or podman" [ ] (listing (image: image) images);
+      load = app "load" "Loads all images into docker or podman" [ pkgs.gzip ] (listing (image: image) images);
       scan = app "scan" "Looks each image's contents up among known vulnerabilities" [ pkgs.grype ] (
         listing (image: image.sbom) images
       );

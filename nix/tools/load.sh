@@ -20,6 +20,7 @@ while read -r repository variant path; do
   if [ -n "$dry" ]; then
     echo "would load $repository:$version${variant#.} from $path into $engine"
   else
-    "$engine" load --input "$path"
+    # Older engines take a compressed archive for a broken one.
+    gzip --decompress --stdout "$path" | "$engine" load
   fi
 done < "$images"

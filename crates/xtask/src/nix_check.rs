@@ -7,10 +7,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use crate::host::{is_installed, output, run, say};
@@ -103,7 +104,7 @@ impl Nix {
     }
 
     fn output(&self, arguments: &[&str]) -> Result<String> {
-        let done = self.command(arguments).stderr(std::process::Stdio::inherit()).output().context("cannot run nix")?;
+        let done = self.command(arguments).stderr(Stdio::inherit()).output().context("cannot run nix")?;
         if !done.status.success() {
             bail!("nix {} failed ({})", arguments.join(" "), done.status);
         }
@@ -139,7 +140,7 @@ fn start(nix: &Nix) -> Result<()> {
     run("chown", &["-R".as_ref(), "65532:65532".as_ref(), tls.as_os_str()])?;
     open(identities.path())?;
     let image = nix.build("form-state-image")?;
-    run("podman", &["load".as_ref(), "--quiet".as_ref(), "--input".as_ref(), image.as_os_str()])?;
+    load(&image)?;
 
     let (name, published) = (format!("formation-nix-check-{}", std::process::id()), format!("127.0.0.1:{PORT}:3004"));
     let mount = format!("{}:/etc/formation/form-state/tls:ro", tls.display());
@@ -154,6 +155,21 @@ fn start(nix: &Nix) -> Result<()> {
     let logs = output("podman", &["logs", &name]).unwrap_or_default();
     let _ = output("podman", &["rm", "--force", "--time", "5", "--volumes", &name]);
     answered.with_context(|| format!("{image} does not become ready; it says: {logs}"))
+}
+
+/// Loads an image into podman; decompressed, as older versions take a compressed one for broken.
+fn load(image: &Path) -> Result<()> {
+    let file = fs::File::open(image).with_context(|| format!("cannot open {}", image.display()))?;
+    let mut podman =
+        Command::new("podman").args(["load", "--quiet"]).stdin(Stdio::piped()).spawn().context("cannot run podman")?;
+    if let Some(mut input) = podman.stdin.take() {
+        std::io::copy(&mut MultiGzDecoder::new(file), &mut input).context("cannot give podman the image")?;
+    }
+    let status = podman.wait().context("cannot wait for podman")?;
+    if !status.success() {
+        bail!("podman load failed ({status})");
+    }
+    Ok(())
 }
 
 /// The image's own program says so, and so does the port from outside.
