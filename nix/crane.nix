@@ -145,16 +145,16 @@ in
     )
     // {
       # Process 1 of a guest has no libraries beside it. The gnu target can be linked statically, so there is no second
-      # toolchain; the flags are for the target alone, as procedural macros cannot be static.
+      # toolchain. The flags and the place of the static C library are for the target alone: procedural macros cannot be
+      # static, and build scripts, which are not, must not find that library.
       form-init = program "form-init" {
         cargoArtifacts = null;
         CARGO_PROFILE = "guest";
         CARGO_BUILD_TARGET = target;
         cargoExtraArgs = lib.concatStringsSep " " [
           "--locked --package form-init"
-          "--config \"target.${target}.rustflags=['-Ctarget-feature=+crt-static']\""
+          "--config \"target.${target}.rustflags=['-Ctarget-feature=+crt-static', '-Lnative=${pkgs.glibc.static}/lib']\""
         ];
-        buildInputs = [ pkgs.glibc.static ];
       };
     };
 
