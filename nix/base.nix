@@ -156,5 +156,10 @@ in
       };
     }
   );
-  inherit environment etc zoneinfo;
+  # All that the base image has of the store.
+  roots = [
+    environment
+    etc
+    zoneinfo
+  ];
 }

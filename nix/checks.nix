@@ -56,7 +56,7 @@ rust.checks
   );
 
   seeds = fail "seeds.nix" seeds (
-    runCommand "seeds" { closure = pkgs.closureInfo { rootPaths = [ base.environment ]; }; } ''
+    runCommand "seeds" { closure = pkgs.closureInfo { rootPaths = base.roots; }; } ''
       for path in ${
         lib.concatMapStringsSep " " (package: "${lib.getLib package}") (lib.attrValues base.packages)
       }; do

@@ -131,11 +131,7 @@ let
       {
         nativeBuildInputs = [ pkgs.jq ];
         closure = pkgs.closureInfo {
-          rootPaths = [
-            base.environment
-            base.etc
-            base.zoneinfo
-          ];
+          rootPaths = base.roots;
         };
       }
       ''
@@ -232,23 +228,14 @@ let
 
   baseImage = finish {
     inherit (base) image;
-    roots = [
-      base.environment
-      base.etc
-      base.zoneinfo
-    ];
+    inherit (base) roots;
     name = "base-image";
     variant = "";
   };
   serviceImages = lib.concatMapAttrs (name: service: {
     "${name}-image" = finish {
       image = full service;
-      roots = [
-        (rootOf service)
-        base.environment
-        base.etc
-        base.zoneinfo
-      ];
+      roots = base.roots ++ [ (rootOf service) ];
       name = "${name}-image";
       variant = "";
       inherit (service) crate;
