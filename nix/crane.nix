@@ -27,22 +27,21 @@ let
     in
     lib.listToAttrs (map (path: lib.nameValuePair (manifest path).package.name path) paths);
 
-  # A crate and all of ours that it is compiled with. Development dependencies are not: nothing here builds tests of it.
+  # What a program is linked with, and what its build runs. Development dependencies are neither: no tests are built here.
+  needed =
+    name:
+    let
+      toml = manifest members.${name};
+    in
+    lib.attrNames (toml.dependencies or { } // toml.build-dependencies or { });
+  # A crate and all of ours that it is compiled with.
   closure =
     crate:
-    let
-      step =
-        name:
-        let
-          toml = manifest members.${name};
-          needed = lib.attrNames (toml.dependencies or { } // toml.build-dependencies or { });
-        in
-        map (key: { inherit key; }) (lib.filter (name: members ? ${name}) needed);
-    in
     map (found: found.key) (
       lib.genericClosure {
         startSet = [ { key = crate; } ];
-        operator = item: step item.key;
+        operator =
+          item: map (key: { inherit key; }) (lib.filter (name: members ? ${name}) (needed item.key));
       }
     );
 
@@ -136,8 +135,8 @@ let
   };
 in
 {
-  inherit dependencies;
-  inherit (common) version cargoVendorDir;
+  # Cargo.lock does not tell which of our crates' dependencies only their tests have.
+  needed = lib.mapAttrs (name: _: needed name) members;
 
   packages =
     lib.genAttrs ([ "form" "xtask" ] ++ map (service: service.crate) (lib.attrValues services)) (

@@ -183,8 +183,8 @@ let
       }
       ''
         jq .graph "$NIX_ATTRS_JSON_FILE" > graph.json
-        ${python} ${./tools/sbom.py} graph.json ${root + "/Cargo.lock"} ${crate} ${name} ${release.version} \
-          ${release.created} > "''${outputs[out]}"
+        ${python} ${./tools/sbom.py} graph.json ${root + "/Cargo.lock"} ${writeText "needed.json" (builtins.toJSON rust.needed)} \
+          ${crate} ${name} ${release.version} ${release.created} > "''${outputs[out]}"
       '';
 
   # As it goes to a registry, with its bill of materials.

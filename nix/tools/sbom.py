@@ -1,8 +1,9 @@
 """What is in an image, as CycloneDX 1.6: its store paths, and the crates that its program is made of.
 
-    sbom.py GRAPH.json Cargo.lock CRATE NAME VERSION CREATED > NAME.cdx.json
+    sbom.py GRAPH.json Cargo.lock NEEDED.json CRATE NAME VERSION CREATED > NAME.cdx.json
 
-GRAPH.json is what Nix writes for exportReferencesGraph. CRATE is "-" for an image without a program.
+GRAPH.json is what Nix writes for exportReferencesGraph. NEEDED.json says what each of our own crates is compiled with, as
+the lock also names what only their tests are. CRATE is "-" for an image without a program.
 """
 
 import json
@@ -37,7 +38,7 @@ def store(graph):
         yield component, sorted(set(node["references"]) - {node["path"]})
 
 
-def crates(lock, root):
+def crates(lock, needed, root):
     packages = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], {})[package["version"]] = package
@@ -48,6 +49,12 @@ def crates(lock, root):
         versions = packages[name]
         return versions[rest[0]] if rest else next(iter(versions.values()))
 
+    def dependencies(package):
+        names = package.get("dependencies", [])
+        if "source" not in package:
+            names = [name for name in names if name.split(" ")[0] in needed[package["name"]]]
+        return [find(name) for name in names]
+
     def ref(package):
         return f"pkg:cargo/{package['name']}@{package['version']}"
 
@@ -57,7 +64,7 @@ def crates(lock, root):
         if ref(package) in seen:
             continue
         seen[ref(package)] = package
-        todo.extend(find(name) for name in package.get("dependencies", []))
+        todo.extend(dependencies(package))
     for name in sorted(seen):
         package = seen[name]
         component = {
@@ -69,16 +76,16 @@ def crates(lock, root):
         }
         if "checksum" in package:
             component["hashes"] = [{"alg": "SHA-256", "content": package["checksum"]}]
-        yield component, sorted({ref(find(other)) for other in package.get("dependencies", [])})
+        yield component, sorted({ref(other) for other in dependencies(package)})
 
 
 def main():
-    graph_file, lock_file, crate, name, version, created = sys.argv[1:]
+    graph_file, lock_file, needed_file, crate, name, version, created = sys.argv[1:]
     with open(graph_file) as file:
         found = list(store(json.load(file)))
     if crate != "-":
-        with open(lock_file, "rb") as file:
-            found += crates(tomllib.load(file), crate)
+        with open(lock_file, "rb") as lock, open(needed_file) as needed:
+            found += crates(tomllib.load(lock), json.load(needed), crate)
     content = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",

@@ -43,10 +43,12 @@ pub(crate) fn nix_check() -> Result<()> {
     let images = nix.names()?;
     for name in &images {
         let started = Instant::now();
-        let path = nix.build(name)?;
+        // Of one evaluation, so that an edit meanwhile does not count as another result.
+        let derivation = nix.derivation(name)?;
+        let path = nix.realise(&derivation)?;
         say(format_args!("nix-check: {name} in {:.0?}: {}", started.elapsed(), path.display()));
         // Builds it once more, and fails if the bytes are others.
-        nix.run(&["build", "--no-link", "--rebuild", &format!(".#{name}")])?;
+        nix.run(&["build", "--no-link", "--rebuild", &derivation])?;
     }
     say(format_args!("nix-check: {} images are the same when built twice", images.len()));
     start(&nix)
@@ -112,7 +114,17 @@ impl Nix {
     }
 
     fn build(&self, name: &str) -> Result<PathBuf> {
-        let out = self.output(&["build", "--no-link", "--print-out-paths", &format!(".#{name}")])?;
+        self.realise(&self.derivation(name)?)
+    }
+
+    /// What builds `name`, as the tree is now.
+    fn derivation(&self, name: &str) -> Result<String> {
+        let derivation = self.output(&["eval", "--raw", &format!(".#{name}.drvPath")])?;
+        Ok(format!("{derivation}^out"))
+    }
+
+    fn realise(&self, derivation: &str) -> Result<PathBuf> {
+        let out = self.output(&["build", "--no-link", "--print-out-paths", derivation])?;
         Ok(PathBuf::from(out.trim()))
     }
 
