@@ -13,6 +13,7 @@ use form_types::v1::{
 };
 use form_types::{Kind, Meta, Object, event, kinds};
 use futures::{Stream, StreamExt as _};
+use http::uri::Authority;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
@@ -22,10 +23,10 @@ use crate::Error;
 /// A transaction is told whole: 128 resources of at most 512 KiB each.
 const MOST_MESSAGE: usize = 80 << 20;
 
-/// Where form-state is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Endpoint(pub SocketAddr);
+/// Where form-state is: `HOST:PORT`. The host may be a name, which is looked up anew for each connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Endpoint(String);
 
 /// The address that a service says it answers at: `https://ADDRESS:PORT`, as `vmm_url` of a Node. A service is asked by its
 /// own name, not its machine's, because no other service's certificate has it; so the address is resolved by hand.
@@ -42,7 +43,30 @@ pub fn address_of(url: &str) -> Result<SocketAddr, String> {
 
 impl Default for Endpoint {
     fn default() -> Self {
-        Self(SocketAddr::from(([127, 0, 0, 1], 3004)))
+        SocketAddr::from(([127, 0, 0, 1], 3004)).into()
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string())
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let whole = text.parse::<Authority>().is_ok_and(|authority| {
+            !authority.host().is_empty() && authority.port_u16().is_some() && !text.contains('@')
+        });
+        if whole { Ok(Self(text)) } else { Err(format!("{text:?} is not of the form HOST:PORT")) }
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.0
     }
 }
 
@@ -321,6 +345,18 @@ mod tests {
             ["", "127.0.0.1:3002", "http://127.0.0.1:3002", "https://vmm.example:3002", "https://:1", "https://[::1"]
         {
             assert!(address_of(url).unwrap_err().contains(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn where_form_state_is_may_be_a_name() {
+        let endpoint = |text: &str| Endpoint::try_from(text.to_owned());
+        for good in ["127.0.0.1:3004", "[::1]:3004", "form-state:3004", "form-state.formation.svc:443"] {
+            assert_eq!(String::from(endpoint(good).unwrap()), good);
+        }
+        for bad in ["", "form-state", ":3004", "https://form-state:3004", "form-state:http", "a@b:1", "a:1/b", "a b:1"]
+        {
+            assert!(endpoint(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -59,7 +59,7 @@ impl Cloud {
 
     fn client(&self, service: &str) -> Client {
         let identity = self.authority.issue(service, "one", &[], &[]).unwrap();
-        Client::new(Endpoint(self.address), &identity, service).unwrap()
+        Client::new(Endpoint::from(self.address), &identity, service).unwrap()
     }
 }
 

@@ -50,6 +50,10 @@ impl form_service::Config for Config {
         &self.identity_dir
     }
 
+    fn probes(&self) -> SocketAddr {
+        self.admin
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.listen.is_empty() {
             return Err("listen: names no address; without one nobody can ask".to_owned());

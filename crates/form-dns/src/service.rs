@@ -40,7 +40,7 @@ pub enum RunError {
 /// Runs until the context's shutdown.
 pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let config = Arc::clone(&context.config.borrow());
-    let client = Client::new(config.state, &context.identity, "form-dns")?;
+    let client = Client::new(config.state.clone(), &context.identity, "form-dns")?;
     for kind in ["instances", "zones", "records"] {
         context.health.wait_for(kind, "form-state has not listed them yet");
     }

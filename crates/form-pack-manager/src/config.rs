@@ -53,6 +53,10 @@ impl form_service::Config for Config {
         &self.identity_dir
     }
 
+    fn probes(&self) -> SocketAddr {
+        self.listen
+    }
+
     fn check(&self) -> Result<(), String> {
         if !self.public_url.starts_with("https://") {
             return Err(format!("public_url: {:?} does not start with https://", self.public_url));

@@ -34,7 +34,7 @@ pub enum RunError {
 /// Runs until the context's shutdown.
 pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let config = Arc::clone(&context.config.borrow());
-    let client = Client::new(config.state, &context.identity, "form-pack-manager")?;
+    let client = Client::new(config.state.clone(), &context.identity, "form-pack-manager")?;
     let store = DirStore::open(&config.data_dir)?;
     let scratch = config.data_dir.join("scratch");
     std::fs::create_dir_all(&scratch).map_err(|source| RunError::Scratch { path: scratch.clone(), source })?;

@@ -1,6 +1,7 @@
 //! Configuration in layers, the later the stronger: defaults, `/etc/formation/<service>/config.toml`,
 //! `FORM_<SERVICE>_<KEY>`, flags.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ pub trait Config: Serialize + DeserializeOwned + Default + Clone + Send + Sync +
 
     /// The directory of the service's certificate, key and CA.
     fn identity_dir(&self) -> &Path;
+
+    /// Where the service answers `/readyz`.
+    fn probes(&self) -> SocketAddr;
 
     /// What the types cannot say: `key: what is wrong`.
     fn check(&self) -> Result<(), String> {
@@ -165,6 +169,9 @@ mod tests {
         }
         fn identity_dir(&self) -> &Path {
             Path::new("/nowhere")
+        }
+        fn probes(&self) -> SocketAddr {
+            ([127, 0, 0, 1], self.port).into()
         }
         fn check(&self) -> Result<(), String> {
             if self.port == 0 { Err("port: 0 is not a port".to_owned()) } else { Ok(()) }

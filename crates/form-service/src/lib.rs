@@ -5,6 +5,7 @@
 //! - [`identity`]: the cluster CA, and who the other end of a connection is
 //! - [`listener`]: REST and gRPC on one TLS port, with limits, health and metrics
 //! - [`health`]: what a service still waits for
+//! - [`probe`]: a service asked whether it is ready, by its own program
 //! - [`problem`]: errors for the outside (RFC 9457)
 //! - [`run`]: from `main` to an orderly stop
 //! - [`together`]: what spares HTTP/2 over TLS most of its calls to the kernel
@@ -16,6 +17,7 @@ pub mod health;
 pub mod identity;
 pub mod listener;
 pub mod logs;
+pub mod probe;
 pub mod problem;
 pub mod run;
 pub mod secret;

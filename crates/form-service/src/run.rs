@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Live, Sources};
 use crate::identity::IdentityError;
 use crate::logs::LogHandle;
-use crate::{Health, Identity, listener, logs};
+use crate::{Health, Identity, listener, logs, probe};
 
 /// A changed file is read once nothing more has happened to it for this long.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -56,6 +56,9 @@ where
     if matches.get_flag("check-config") {
         return check_config::<C>(&sources);
     }
+    if matches.get_flag("health") {
+        return health::<C>(&sources);
+    }
     start(sources, |config: &C| Identity::load(config.identity_dir()), run)
 }
 
@@ -67,6 +70,28 @@ pub fn check_config<C: Config>(sources: &Sources) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => fail(C::SERVICE, &error, 2),
+    }
+}
+
+/// Asks the service that runs with this configuration whether it is ready: 0 if it is, 1 if not, 2 for a configuration
+/// that cannot be used.
+fn health<C: Config>(sources: &Sources) -> ExitCode {
+    let config: C = match sources.load() {
+        Ok(config) => config,
+        Err(error) => return fail(C::SERVICE, &error, 2),
+    };
+    init_process();
+    let identity = match Identity::load(config.identity_dir()) {
+        Ok(identity) => identity,
+        Err(error) => return fail(C::SERVICE, &error, 2),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(C::SERVICE, &error, 1),
+    };
+    match runtime.block_on(probe::ready(&identity, C::SERVICE, config.probes())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(C::SERVICE, &error, 1),
     }
 }
 
@@ -168,6 +193,9 @@ fn command<C: Config>(about: &'static str) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Prints each key with where its value came from, and exits"),
         )
+        .arg(Arg::new("health").long("health").action(ArgAction::SetTrue).conflicts_with("check-config").help(
+            "Asks the running service whether it is ready, and exits: 0 if it is, 1 with what it waits for if not",
+        ))
 }
 
 /// Loads the configuration again on SIGHUP and when its file changes. A bad one is refused, and all stays as it was.

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::routing::{get, post};
 use form_service::listener::{self, Limits};
-use form_service::{Authority, CancellationToken, Health, Identity, Problem};
+use form_service::{Authority, CancellationToken, Health, Identity, Problem, probe};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -296,6 +296,22 @@ async fn a_service_is_ready_when_it_waits_for_nothing_and_says_what_it_waits_for
     metrics::histogram!("form_example_seconds").record(0.002);
     let metrics = client.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("form_example_seconds_bucket{le=\"0.0025\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_service_that_is_asked_by_its_own_program_is_ready_waits_or_is_not_there() {
+    let server = serve(Router::new(), Limits::default()).await;
+    let ask = |service| probe::ready(&server.identity, service, server.address);
+    ask("example").await.unwrap();
+    server.health.wait_for("zones", "the first list has not come");
+    let waits = ask("example").await.unwrap_err().to_string();
+    assert!(waits.contains("the first list has not come"), "{waits}");
+    // Whoever else has the port shows another name.
+    assert!(matches!(ask("form-dns").await, Err(probe::ProbeError::Connection { .. })));
+    server.shutdown.cancel();
+    server.task.await.unwrap();
+    let gone = probe::ready(&server.identity, "example", server.address).await;
+    assert!(matches!(gone, Err(probe::ProbeError::Connection { .. })), "{gone:?}");
 }
 
 #[tokio::test]

@@ -54,6 +54,10 @@ impl form_service::Config for Config {
         &self.identity_dir
     }
 
+    fn probes(&self) -> SocketAddr {
+        self.listen
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.ipv4_range.prefix_len() > 24 {
             return Err(format!("ipv4_range: {} has no room for a node's /24", self.ipv4_range));

@@ -29,6 +29,8 @@ someone else; 5 not allowed; 6 the cloud cannot be reached, or not now.";
 pub(crate) enum Command {
     /// Run the whole cloud on this machine, in one process, until it is stopped
     Up(Up),
+    /// Make the identities of services that run as processes of their own, in containers for example
+    Init(Init),
     /// Stop the cloud on this machine. Its machines run on, and the next `form up` finds them
     Down(Down),
     /// Show how the cloud is
@@ -83,6 +85,21 @@ pub(crate) struct Up {
     /// Print each key with where its value came from, and exit
     #[arg(long)]
     pub(crate) check_config: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Init {
+    /// Where they go: DIR/SERVICE for each, and DIR/pki for the CA, which no service needs
+    pub(crate) dir: PathBuf,
+    /// The node that they are for
+    #[arg(long, default_value = "node")]
+    pub(crate) node: String,
+    /// A host's name that clients use, beside the services' own
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Vec<String>,
+    /// An address that clients use, beside loopback
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Vec<std::net::IpAddr>,
 }
 
 #[derive(Args)]

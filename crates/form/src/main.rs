@@ -7,6 +7,7 @@ mod context;
 mod doctor;
 mod error;
 mod files;
+mod init;
 mod output;
 mod progress;
 mod run;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Up(flags) => return up::up(&flags),
         Command::Down(flags) => wait(|| up::down(flags)),
+        Command::Init(flags) => init::init(&flags),
         Command::Doctor { up: flags } => doctor::doctor(&flags),
         Command::Explain { path } => verbs::explain(&path),
         Command::Completion { shell } => {

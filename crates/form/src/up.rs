@@ -89,6 +89,11 @@ impl form_service::Config for Config {
         &self.data_dir
     }
 
+    /// form-state's: without it there is no cloud.
+    fn probes(&self) -> SocketAddr {
+        self.at(self.state_port)
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.address.is_unspecified() {
             return Err(format!("address: {} is no address that services could find each other by", self.address));
@@ -182,22 +187,19 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
     let config = Arc::clone(&context.config.borrow());
     // Until this process is no more: with its services' last tasks goes what they hold, and then the next may come.
     std::mem::forget(lock(&config.data_dir)?);
-    let endpoint = Endpoint(config.at(config.state_port));
+    let listen = config.at(config.state_port);
+    let endpoint = Endpoint::from(listen);
     let cloud =
         Cloud { authority: authority(&config)?, node: config.node(), shutdown: context.shutdown.clone(), config };
     let config = &cloud.config;
     context.health.done(form_service::listener::LISTENING);
     context.health.wait_for("cloud", "its services start");
 
-    let state = cloud.context(form_state::Config {
-        listen: endpoint.0,
-        data_dir: config.dir("state"),
-        ..Default::default()
-    })?;
+    let state = cloud.context(form_state::Config { listen, data_dir: config.dir("state"), ..Default::default() })?;
     let pack = cloud.context(form_pack_manager::Config {
         listen: config.at(config.pack_port),
         public_url: config.url(config.pack_port),
-        state: endpoint,
+        state: endpoint.clone(),
         data_dir: config.dir("packages"),
         ..Default::default()
     })?;
@@ -205,7 +207,7 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         listen: config.at(config.vmm_port),
         public_url: config.url(config.vmm_port),
         pack_url: config.url(config.pack_port),
-        state: endpoint,
+        state: endpoint.clone(),
         node: cloud.node.clone(),
         data_dir: config.dir("machines"),
         guest_dir: config.guest_dir.clone(),
@@ -218,7 +220,7 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         listen: vec![config.at(config.dns_port)],
         admin: config.at(config.dns_admin_port),
         zone: config.zone.clone(),
-        state: endpoint,
+        state: endpoint.clone(),
         ..Default::default()
     })?;
     let ready = [&state.health, &pack.health, &vmm.health, &dns.health].map(Clone::clone);
@@ -228,7 +230,7 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
     services.spawn(async { Ok(form_pack_manager::run(pack).await?) });
     services.spawn(async { Ok(vmm_service::run(vmm).await?) });
     services.spawn(names(cloud.node.clone(), endpoint, config.dns_port, dns));
-    services.spawn(announce(context.clone(), endpoint, ready));
+    services.spawn(announce(context.clone(), listen, ready));
 
     let mut result = Ok(());
     while let Some(ended) = services.join_next().await {
@@ -268,7 +270,11 @@ async fn names(
 }
 
 /// Says that the cloud is up, once all of it is, and where.
-async fn announce(context: form_service::Context<Config>, state: Endpoint, ready: [Health; 4]) -> Result<(), UpError> {
+async fn announce(
+    context: form_service::Context<Config>,
+    state: SocketAddr,
+    ready: [Health; 4],
+) -> Result<(), UpError> {
     let started = Instant::now();
     for health in &ready {
         tokio::select! {
@@ -284,7 +290,7 @@ async fn announce(context: form_service::Context<Config>, state: Endpoint, ready
     let fail = |error: &(dyn std::error::Error + 'static)| UpError::Context(form_service::run::chain(error));
     let token = form_service::secret::read(&data_dir.join("state/admin.token")).map_err(|error| fail(&error))?;
     let (token, ca) = (token.reveal().to_owned(), context.identity.ca_pem.clone());
-    let wanted = Context { state: state.0, token, ca, zone };
+    let wanted = Context { state, token, ca, zone };
     wanted.save(&file).map_err(|error| fail(&error))?;
     context.health.done("cloud");
     tracing::info!(context = %file.display(), took_ms = started.elapsed().as_millis(), "the cloud is up");

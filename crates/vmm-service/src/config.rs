@@ -77,6 +77,10 @@ impl form_service::Config for Config {
         &self.identity_dir
     }
 
+    fn probes(&self) -> SocketAddr {
+        self.listen
+    }
+
     fn check(&self) -> Result<(), String> {
         for (key, url) in [("public_url", &self.public_url), ("pack_url", &self.pack_url)] {
             if !url.starts_with("https://") {

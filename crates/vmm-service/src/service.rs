@@ -58,7 +58,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
 type Started = (Client, Arc<Instances>, tokio::sync::mpsc::Receiver<form_client::Name>);
 
 async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Started, RunError> {
-    let client = Client::new(config.state, &context.identity, "vmm-service")?;
+    let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
     let host = Host::new(&config.data_dir, &kernel, &initramfs, config.console_limit()).await?;
     for tap in crate::sweep(&host).await? {

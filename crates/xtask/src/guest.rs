@@ -55,6 +55,14 @@ pub(crate) fn build(out: &Path) -> Result<Guest> {
     Ok(guest)
 }
 
+/// Writes an initramfs with `init` and what it needs of the kernel's `modules`.
+///
+/// # Errors
+/// If a file cannot be read or written, or a module is nowhere.
+pub(crate) fn pack(init: &Path, modules: &Path, out: &Path) -> Result<()> {
+    write_if_changed(out, &initramfs(&read(init)?, &modules::closure(modules)?)?)
+}
+
 /// Where the guest's files go if nobody says otherwise.
 pub(crate) fn default_out() -> PathBuf {
     target_directory().join("guest-image")

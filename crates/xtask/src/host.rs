@@ -76,7 +76,7 @@ fn source(package: &str) -> Result<String> {
     Ok(line.and_then(|line| line.split(' ').next()).unwrap_or(package).to_owned())
 }
 
-fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Users' PATH on Debian lacks the directories of mke2fs and its like.
     std::env::split_paths(&path)

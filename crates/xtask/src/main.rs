@@ -4,10 +4,13 @@
 mod bench;
 mod cpio;
 mod demo;
+mod deploy;
 mod guest;
 mod host;
 mod modules;
+mod nix_check;
 mod openapi;
+mod table;
 mod test;
 
 use std::path::PathBuf;
@@ -39,6 +42,26 @@ enum Task {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Pack an initramfs out of what was built elsewhere.
+    #[command(hide = true)]
+    Initramfs {
+        /// form-init, linked statically
+        #[arg(long)]
+        init: PathBuf,
+        /// The kernel's /lib/modules/VERSION, with modules that are not compressed
+        #[arg(long)]
+        modules: PathBuf,
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Write deploy/ and the table in docs/images.md anew, out of nix/services.nix.
+    Deploy {
+        /// Only compare, and fail if one is another.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check the flake: all of it with nix and FORMATION_NIXPKGS, and what can be without.
+    NixCheck,
     /// Write docs/openapi.yaml anew.
     Openapi,
     /// Install what virtual machines need on this machine.
@@ -47,6 +70,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     // Every path here is seen from the workspace's root, wherever cargo was called.
+    // Where it runs without cargo, it was called there.
     if let Some(here) = std::env::var_os("CARGO_MANIFEST_DIR") {
         std::env::set_current_dir(PathBuf::from(here).join("../..")).context("cannot enter the workspace")?;
     }
@@ -59,6 +83,9 @@ fn main() -> anyhow::Result<()> {
             host::say(format_args!("{}\n{}", guest.kernel.display(), guest.initramfs.display()));
             Ok(())
         }
+        Task::Initramfs { init, modules, out } => guest::pack(&init, &modules, &out),
+        Task::Deploy { check } => deploy::deploy(check),
+        Task::NixCheck => nix_check::nix_check(),
         Task::Openapi => openapi::write(),
         Task::Setup => host::ensure_packages(&host::VIRTUAL_MACHINES),
     }

@@ -6,10 +6,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// What form-init counts on, whatever the kernel has built in: disks, network, the report port, entropy, memory that
-/// the host can ask back, and the power button with the device that it is read from.
-const WANTED: [&str; 8] =
-    ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtio_balloon", "button", "evdev"];
+/// What form-init counts on, whatever the kernel has built in: disks and their file system, network, the report port,
+/// entropy, memory that the host can ask back, and the power button with the device that it is read from.
+const WANTED: [&str; 9] = [
+    "virtio_pci",
+    "virtio_blk",
+    "ext4",
+    "virtio_net",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_balloon",
+    "button",
+    "evdev",
+];
 
 /// The files of the modules that are wanted and not built in, each after all that it depends on.
 ///

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::guest;
 use crate::host::{self, say};
+use crate::{guest, nix_check};
 
 pub(crate) fn test() -> Result<()> {
     let wanted: Vec<(&str, &str)> =
@@ -23,6 +23,7 @@ pub(crate) fn test() -> Result<()> {
             "skipped: cargo-deny is not installed, so licences and duplicate versions were not checked; run: cargo install --locked cargo-deny",
         );
     }
+    nix_check::nix_check()?;
     // The guest's directory is seen from wherever a test runs.
     let guest = guest.canonicalize().with_context(|| format!("cannot find {}", guest.display()))?;
     step(host::cargo().args(["test", "--workspace", "--no-fail-fast"]).env("FORMATION_GUEST", guest))

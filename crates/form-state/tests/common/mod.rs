@@ -78,7 +78,7 @@ impl Place {
     }
 
     pub fn service(&self, service: &str, node: &str) -> Client {
-        Client::new(Endpoint(self.address), &self.identity(service, node), service).unwrap()
+        Client::new(Endpoint::from(self.address), &self.identity(service, node), service).unwrap()
     }
 
     pub fn grpc(&self, service: &str, node: &str) -> StateClient<Channel> {
