@@ -3,7 +3,8 @@
 let
   kernel = pkgs.linux;
   modules = kernel.modules or kernel;
-  image = pkgs.stdenv.hostPlatform.linux-kernel.target or "bzImage";
+  # bzImage or Image, as the architecture has it.
+  image = kernel.target;
 in
 rec {
   # What `guest_dir` names: both of them.

@@ -231,7 +231,11 @@ mod tests {
         append(directory.path(), "one\n");
         let mut reader = LogReader::open(directory.path(), Some(1), true).await.unwrap();
         assert!(reader.next().await.unwrap().is_some());
+        // Not before it waits: what is gone by then is seen anyway.
+        let ended = tokio::spawn(async move { reader.next().await.unwrap() });
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         directory.close().unwrap();
-        assert_eq!(reader.next().await.unwrap(), None);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
+        assert_eq!(ended.expect("it waits for ever").unwrap(), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::sys::Readable;
 /// How often a busy directory is looked at: a chatty guest makes many small writes.
 const PACE: Duration = Duration::from_millis(50);
 
-/// Tells of changes in a directory. Used only as a sign to look: several changes may be one sign.
+/// Tells of changes in a directory, and of its end. Used only as a sign to look: several changes may be one sign.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch(Readable);
 
@@ -22,6 +22,12 @@ impl DirectoryWatch {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(system("watch files"))?;
         let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM;
         inotify::add_watch(&inotify, directory, flags).map_err(file("watch", directory))?;
+        // Its own end only its parent tells for certain: the kernel waits with the directory's own word until nobody has
+        // a file of it open any more, and whoever reads a log has.
+        if let Some(parent) = directory.parent() {
+            let flags = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+            inotify::add_watch(&inotify, parent, flags).map_err(file("watch", parent))?;
+        }
         Ok(Self(Readable::new(inotify).map_err(system("watch files"))?))
     }
 
