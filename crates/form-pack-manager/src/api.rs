@@ -46,7 +46,16 @@ async fn upload(
     body: Body,
 ) -> Result<Response, Problem> {
     api.client.authorize(&headers, Access::Write, &project).await?;
-    let body = Body::new(http_body_util::Limited::new(body, usize::try_from(api.context_bytes).unwrap_or(usize::MAX)));
+    let most = api.context_bytes;
+    let too_large = || {
+        let text = format!("the build context is larger than the limit, {most} bytes; leave out what is not needed");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", text)
+    };
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > most) {
+        return Err(too_large());
+    }
+    let body = Body::new(http_body_util::Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX)));
     let stream = tokio_stream::StreamExt::timeout(body.into_data_stream(), api.idle);
     let stream = stream.map(|next| match next {
         Ok(bytes) => bytes.map_err(io::Error::other),
@@ -61,8 +70,11 @@ async fn upload(
             Ok((StatusCode::CREATED, Json(json!({"digest": digest, "size": blob.size}))).into_response())
         }
         Ok(Err(StoreError::Source(error))) => {
-            let text =
-                format!("the build context did not come whole, or is too large: {}", form_service::run::chain(&error));
+            let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
+            if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+                return Err(too_large());
+            }
+            let text = format!("the build context did not come whole: {}", form_service::run::chain(&error));
             Err(Problem::bad_request(text))
         }
         Ok(Err(error)) => Err(failed(&error)),

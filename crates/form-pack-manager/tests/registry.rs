@@ -399,6 +399,20 @@ async fn what_was_built_is_an_image_and_image_and_package_go_together() {
 }
 
 #[tokio::test]
+async fn a_build_context_that_is_too_large_is_refused_whether_it_says_its_length_or_not() {
+    let cloud = Cloud::start("max_context_mib = 1").await;
+    let large = vec![0_u8; (1 << 20) + 1];
+    let chunks = futures::stream::iter(large.chunks(64 << 10).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())));
+    let chunks: Vec<_> = futures::StreamExt::collect(chunks).await;
+    for body in [reqwest::Body::from(large), reqwest::Body::wrap_stream(futures::stream::iter(chunks))] {
+        let answer = cloud.ask(Method::POST, "/v1/projects/default/contexts").body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 413);
+        assert_eq!(answer.json::<Value>().await.unwrap()["type"], "/problems/too-large");
+    }
+    assert!(cloud.blobs().is_empty());
+}
+
+#[tokio::test]
 async fn pushes_pulls_bytes_and_sweeps_are_counted() {
     let cloud = Cloud::start("").await;
     let digest = cloud.push("default/a", b"0123456789").await;
