@@ -1,8 +1,9 @@
 //! Moves bytes: build contexts in, blobs out. What is wanted goes through form-state, not through here.
 
-use std::io::{self, Read};
+use std::io;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -10,30 +11,31 @@ use axum::{Extension, Json, Router};
 use form_client::{Access, Client};
 use form_rootfs::Digest;
 use form_service::{Peer, Problem};
-use futures::TryStreamExt as _;
+use futures::StreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use crate::registry::is_full;
 use crate::store::{Blob, BlobStore as _, DirStore, StoreError};
-
-const CHUNK: usize = 256 << 10;
-/// Chunks of a blob that wait for a slow reader.
-const AHEAD: usize = 4;
+use crate::stream;
 
 #[derive(Clone)]
 struct Api {
     client: Client,
     store: DirStore,
+    /// The most bytes of a build context.
+    context_bytes: u64,
+    /// How long a body may pause.
+    idle: Duration,
 }
 
-pub(crate) fn routes(client: Client, store: DirStore) -> Router {
+/// Bodies of any length: their limits are here.
+pub(crate) fn streams(client: Client, store: DirStore, context_bytes: u64, idle: Duration) -> Router {
     Router::new()
         .route("/v1/projects/{project}/contexts", post(upload))
         .route("/v1/blobs/{digest}", get(download))
-        .with_state(Api { client, store })
+        .with_state(Api { client, store, context_bytes, idle })
 }
 
 /// Takes a tar; answers with the digest that a Build names it by.
@@ -44,7 +46,22 @@ async fn upload(
     body: Body,
 ) -> Result<Response, Problem> {
     api.client.authorize(&headers, Access::Write, &project).await?;
-    let stream = body.into_data_stream().map_err(io::Error::other);
+    let most = api.context_bytes;
+    let too_large = || {
+        let text = format!("the build context is larger than the limit, {most} bytes; leave out what is not needed");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", text)
+    };
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > most) {
+        return Err(too_large());
+    }
+    let body = Body::new(http_body_util::Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX)));
+    let stream = tokio_stream::StreamExt::timeout(body.into_data_stream(), api.idle);
+    let stream = stream.map(|next| match next {
+        Ok(bytes) => bytes.map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long")),
+    });
+    let stream = Box::pin(stream);
     let mut reader = SyncIoBridge::new(StreamReader::new(stream));
     let put = tokio::task::spawn_blocking(move || api.store.put(&mut reader, None));
     match put.await {
@@ -53,8 +70,11 @@ async fn upload(
             Ok((StatusCode::CREATED, Json(json!({"digest": digest, "size": blob.size}))).into_response())
         }
         Ok(Err(StoreError::Source(error))) => {
-            let text =
-                format!("the build context did not come whole, or is too large: {}", form_service::run::chain(&error));
+            let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
+            if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+                return Err(too_large());
+            }
+            let text = format!("the build context did not come whole: {}", form_service::run::chain(&error));
             Err(Problem::bad_request(text))
         }
         Ok(Err(error)) => Err(failed(&error)),
@@ -75,35 +95,14 @@ async fn download(
     let found = tokio::task::spawn_blocking(move || api.store.get(&digest)).await;
     let blob = found.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     let Blob { size, reader } = blob.ok_or_else(|| Problem::not_found(format!("there is no blob {digest} here")))?;
-    let mut response = Body::from_stream(ReceiverStream::new(chunks(reader))).into_response();
+    let mut response = stream::body(reader, size, api.idle).into_response();
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(size));
     Ok(response)
 }
 
-/// Reads on a thread that may block, no further ahead than a few chunks.
-fn chunks(mut reader: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Bytes>> {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    tokio::task::spawn_blocking(move || {
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            let read = reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
-            let end = matches!(read, Ok(0) | Err(_));
-            let item = read.map(|_| Bytes::from(chunk));
-            if matches!(item, Ok(ref chunk) if chunk.is_empty()) || sender.blocking_send(item).is_err() || end {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
 fn failed(error: &(dyn std::error::Error + 'static)) -> Problem {
     tracing::error!(error = form_service::run::chain(error), "a request failed");
-    let is_full = |cause: &(dyn std::error::Error + 'static)| {
-        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    };
-    if std::iter::successors(Some(error), |cause| cause.source()).any(is_full) {
+    if is_full(error) {
         let text = "the disk of the package store is full; nothing was taken";
         return Problem::new(StatusCode::INSUFFICIENT_STORAGE, "disk-full", text);
     }

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use crate::builder::{self, BuildError, Package, Progress};
 use crate::context::{Context, Limits, Node};
 use crate::formfile::{self, Diagnostic, Formfile};
+use crate::registry::{Names, Repository};
 use crate::store::{BlobStore as _, DirStore};
 
 type Build = Object<kinds::Build>;
@@ -35,7 +36,7 @@ const MOST_FORMFILE: u64 = (1 << 20) + 1;
 
 pub(crate) struct Builds {
     pub(crate) client: Client,
-    pub(crate) store: DirStore,
+    pub(crate) names: Names,
     /// For unfinished disks and unpacked contexts.
     pub(crate) scratch: PathBuf,
     /// Where this store's blobs can be had.
@@ -91,13 +92,17 @@ impl Controller for Builds {
 impl Builds {
     /// The inner error is the build's own fault, in words for who wrote it.
     async fn build(&self, build: &Build) -> Result<Result<Package, String>, form_client::Error> {
-        let (store, scratch, spec) = (self.store.clone(), self.scratch.clone(), build.spec.clone());
+        let (names, scratch, spec) = (self.names.clone(), self.scratch.clone(), build.spec.clone());
+        let repository = format!("{}/{}", build.meta.project, spec.package);
         let (step, mut steps) = watch::channel("reading the context");
         let work = tokio::task::spawn_blocking(move || {
             let name = if spec.formfile.is_empty() { "Formfile" } else { &spec.formfile };
-            make(&store, &scratch, &spec.context, name, &mut |progress| {
+            let package = make(&names.store, &scratch, &spec.context, name, &mut |progress| {
                 step.send_if_modified(|step| std::mem::replace(step, words(progress)) != words(progress));
-            })
+            })?;
+            let repository = Repository::parse(&repository).map_err(|error| format!("{error:?}"))?;
+            names.publish(&repository, &package).map_err(|error| form_service::run::chain(&error))?;
+            Ok(package)
         });
         // Steps are told as they come, and only the last of those that came meanwhile.
         let mut told = build.clone();
@@ -128,10 +133,10 @@ impl Builds {
         let waiting: HashSet<&str> = waiting.iter().map(|build| build.spec.context.as_str()).collect();
         let ended: HashSet<&str> = ended.iter().map(|build| build.spec.context.as_str()).collect();
         let digests: Vec<Digest> = ended.difference(&waiting).filter_map(|context| context.parse().ok()).collect();
-        let store = self.store.clone();
+        let store = self.names.store.clone();
         let dropped = tokio::task::spawn_blocking(move || {
             for digest in digests {
-                if let Err(error) = store.delete(&digest) {
+                if let Err(error) = store.delete(&digest, None) {
                     tracing::warn!(%digest, error = form_service::run::chain(&error), "a build context was not dropped");
                 }
             }

@@ -24,6 +24,20 @@ pub struct Config {
     pub max_context_mib: u64,
     /// Builds that are made at the same time; others wait.
     pub builds: usize,
+    /// Builds that have ended and are kept, in each project.
+    pub keep_builds: usize,
+    /// The most that a blob of the registry may have.
+    pub max_blob_mib: u64,
+    /// Uploads to the registry that a project may have under way.
+    pub max_uploads: usize,
+    /// How long a body may pause, seconds.
+    pub idle_seconds: u64,
+    /// How long an upload waits for its next request, seconds.
+    pub upload_seconds: u64,
+    /// How often it is looked for what nothing holds any more, seconds.
+    pub sweep_seconds: u64,
+    /// How long what nothing holds is kept all the same, seconds: from a blob's push to its manifest's.
+    pub grace_seconds: u64,
     pub log: LogConfig,
 }
 
@@ -37,6 +51,13 @@ impl Default for Config {
             identity_dir: "/etc/formation/form-pack-manager/tls".into(),
             max_context_mib: 4096,
             builds: 2,
+            keep_builds: 20,
+            max_blob_mib: 65_536,
+            max_uploads: 256,
+            idle_seconds: 60,
+            upload_seconds: 3600,
+            sweep_seconds: 3600,
+            grace_seconds: 86_400,
             log: LogConfig::default(),
         }
     }
@@ -64,8 +85,21 @@ impl form_service::Config for Config {
         if self.builds == 0 {
             return Err("builds: 0 would build nothing; 1 is the least".to_owned());
         }
-        if self.max_context_mib == 0 {
-            return Err("max_context_mib: 0 would take nothing; 1 is the least".to_owned());
+        for (key, value) in [
+            ("max_context_mib", self.max_context_mib),
+            ("max_blob_mib", self.max_blob_mib),
+            ("max_uploads", self.max_uploads as u64),
+            ("idle_seconds", self.idle_seconds),
+            ("upload_seconds", self.upload_seconds),
+        ] {
+            if value == 0 {
+                return Err(format!("{key}: 0 would take nothing; 1 is the least"));
+            }
+        }
+        for (key, value) in [("sweep_seconds", self.sweep_seconds), ("grace_seconds", self.grace_seconds)] {
+            if value == 0 {
+                return Err(format!("{key}: 0 would sweep what is being pushed; 1 is the least"));
+            }
         }
         Ok(())
     }

@@ -9,12 +9,15 @@ use std::time::Duration;
 use form_client::{Client, reconcile};
 use form_service::Context;
 use form_service::identity::IdentityError;
-use form_service::listener::{self, Limits};
+use form_service::listener::{self, Limits, Routes};
 use tokio::net::TcpListener;
 
 use crate::api;
 use crate::builds::Builds;
 use crate::config::Config;
+use crate::registry::packages::Packages;
+use crate::registry::sweep::Sweeper;
+use crate::registry::{self, Names, Registry};
 use crate::store::{DirStore, StoreError};
 
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +42,22 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let scratch = config.data_dir.join("scratch");
     std::fs::create_dir_all(&scratch).map_err(|source| RunError::Scratch { path: scratch.clone(), source })?;
 
+    let names = Names::new(store.clone());
+    let idle = Duration::from_secs(config.idle_seconds);
+    let uploads = registry::Limits {
+        blob_bytes: config.max_blob_mib << 20,
+        idle,
+        abandoned: Duration::from_secs(config.upload_seconds),
+        per_project: config.max_uploads,
+    };
+    let registry = Registry::new(client.clone(), names.clone(), Packages::new(client.clone()), uploads);
+    let grace = Duration::from_secs(config.grace_seconds);
+    let sweeper = Sweeper::new(registry.clone(), names.clone(), client.clone(), grace, config.keep_builds);
+
     context.health.wait_for("builds", "form-state has not listed them yet");
     let builds = Arc::new(Builds {
         client: client.clone(),
-        store: store.clone(),
+        names: names.clone(),
         scratch,
         url: config.public_url.clone(),
         health: context.health.clone(),
@@ -54,15 +69,16 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
 
     let listener =
         TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
-    let limits = Limits {
-        body_bytes: usize::try_from(config.max_context_mib << 20).unwrap_or(usize::MAX),
-        // A build context may come over a slow line.
-        request: Duration::from_secs(3600),
-        ..Limits::default()
+    let contexts = config.max_context_mib << 20;
+    let routes = Routes {
+        limited: sweeper.routes(),
+        streams: api::streams(client, store, contexts, idle).merge(registry.routes()),
     };
+    let sweeping = tokio::spawn(sweeper.run(Duration::from_secs(config.sweep_seconds)));
     tracing::info!(address = %config.listen, "form-pack-manager serves");
     let tls = context.identity.server()?;
-    listener::serve(listener, tls, api::routes(client, store), context.health, limits, context.shutdown).await;
+    listener::serve(listener, tls, routes, context.health, Limits::default(), context.shutdown).await;
     following.abort();
+    sweeping.abort();
     Ok(())
 }

@@ -2,38 +2,98 @@ use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
 
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
-/// A SHA-256 digest. Its text form is OCI's: `sha256:` and 64 lower-case hexadecimal digits.
+/// A digest. Its text form is OCI's (image-spec, descriptor.md): the algorithm, `:`, and lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
+pub struct Digest(Sum);
 
-impl Digest {
+/// How a digest is made of what it names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// 64 hexadecimal digits; what everything of ours is named by.
+    #[default]
+    Sha256,
+    /// 128 hexadecimal digits; what a client may name its blobs by.
+    Sha512,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Sum {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
+
+impl Algorithm {
+    /// As in a digest's text: `sha256`, `sha512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
     /// The digest of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+    pub fn digest(self, bytes: &[u8]) -> Digest {
+        Digest(match self {
+            Self::Sha256 => Sum::Sha256(Sha256::digest(bytes).into()),
+            Self::Sha512 => Sum::Sha512(Sha512::digest(bytes).into()),
+        })
     }
 
-    /// The 64 lower-case hexadecimal digits, without the algorithm.
-    pub fn hex(&self) -> String {
-        hex::encode(self.0)
-    }
-
-    /// The digest whose 64 hexadecimal digits are `hex`.
-    pub fn from_hex(hex: &str) -> Result<Self, ParseDigestError> {
+    /// The digest whose hexadecimal digits are `hex`.
+    pub fn from_hex(self, hex: &str) -> Result<Digest, ParseDigestError> {
         // One spelling for one digest: it names a file, and two names for one blob would be two blobs.
         if hex.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(ParseDigestError::NotHex);
+            return Err(ParseDigestError::NotHex(self));
         }
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(hex, &mut bytes).map_err(|_| ParseDigestError::NotHex)?;
-        Ok(Self(bytes))
+        let mut sum = match self {
+            Self::Sha256 => Sum::Sha256([0; 32]),
+            Self::Sha512 => Sum::Sha512([0; 64]),
+        };
+        let bytes: &mut [u8] = match &mut sum {
+            Sum::Sha256(bytes) => bytes,
+            Sum::Sha512(bytes) => bytes,
+        };
+        hex::decode_to_slice(hex, bytes).map_err(|_| ParseDigestError::NotHex(self))?;
+        Ok(Digest(sum))
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Sha256, Self::Sha512].into_iter().find(|known| known.name() == text).ok_or(ParseDigestError::Algorithm)
+    }
+}
+
+impl Digest {
+    /// The SHA-256 of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Algorithm::Sha256.digest(bytes)
+    }
+
+    /// How it was made.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.0 {
+            Sum::Sha256(_) => Algorithm::Sha256,
+            Sum::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// The lower-case hexadecimal digits, without the algorithm.
+    pub fn hex(&self) -> String {
+        match &self.0 {
+            Sum::Sha256(bytes) => hex::encode(bytes),
+            Sum::Sha512(bytes) => hex::encode(bytes),
+        }
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        write!(f, "{}:{}", self.algorithm().name(), self.hex())
     }
 }
 
@@ -47,7 +107,8 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::from_hex(text.strip_prefix("sha256:").ok_or(ParseDigestError::Algorithm)?)
+        let (algorithm, hex) = text.split_once(':').ok_or(ParseDigestError::Algorithm)?;
+        algorithm.parse::<Algorithm>()?.from_hex(hex)
     }
 }
 
@@ -55,25 +116,40 @@ impl FromStr for Digest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDigestError {
     /// The text names another algorithm, or none.
-    #[error("a digest starts with `sha256:`")]
+    #[error("a digest starts with `sha256:` or `sha512:`")]
     Algorithm,
-    /// What follows the algorithm is not a SHA-256 in lower-case hexadecimal.
-    #[error("a SHA-256 digest has 64 lower-case hexadecimal digits")]
-    NotHex,
+    /// What follows the algorithm is not a digest in lower-case hexadecimal.
+    #[error("a {} digest has {} lower-case hexadecimal digits", .0.name(), if *.0 == Algorithm::Sha256 { 64 } else { 128 })]
+    NotHex(Algorithm),
 }
 
 /// Counts and hashes what is written through it into `inner`.
 #[derive(Debug)]
 pub struct Hasher<W> {
     inner: W,
-    sha: Sha256,
+    sha: Sha,
     size: u64,
 }
 
+#[derive(Debug)]
+enum Sha {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
 impl<W> Hasher<W> {
-    /// Hashes from here on what goes into `inner`.
+    /// Makes a SHA-256 of what goes into `inner` from here on.
     pub fn new(inner: W) -> Self {
-        Self { inner, sha: Sha256::new(), size: 0 }
+        Self::with(Algorithm::Sha256, inner)
+    }
+
+    /// Hashes from here on what goes into `inner`.
+    pub fn with(algorithm: Algorithm, inner: W) -> Self {
+        let sha = match algorithm {
+            Algorithm::Sha256 => Sha::Sha256(Sha256::new()),
+            Algorithm::Sha512 => Sha::Sha512(Sha512::new()),
+        };
+        Self { inner, sha, size: 0 }
     }
 
     /// How many bytes went through.
@@ -83,14 +159,22 @@ impl<W> Hasher<W> {
 
     /// The writer underneath, the digest of what went into it, and its length in bytes.
     pub fn finish(self) -> (W, Digest, u64) {
-        (self.inner, Digest(self.sha.finalize().into()), self.size)
+        let sum = match self.sha {
+            Sha::Sha256(sha) => Sum::Sha256(sha.finalize().into()),
+            Sha::Sha512(sha) => Sum::Sha512(sha.finalize().into()),
+        };
+        (self.inner, Digest(sum), self.size)
     }
 }
 
 impl<W: Write> Write for Hasher<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(buf)?;
-        self.sha.update(buf.get(..written).unwrap_or(buf));
+        let bytes = buf.get(..written).unwrap_or(buf);
+        match &mut self.sha {
+            Sha::Sha256(sha) => sha.update(bytes),
+            Sha::Sha512(sha) => sha.update(bytes),
+        }
         self.size = self.size.saturating_add(written as u64);
         Ok(written)
     }
@@ -113,9 +197,25 @@ mod tests {
     }
 
     #[test]
+    fn both_algorithms_are_hashed_alike_in_one_piece_and_in_many() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut hasher = Hasher::with(algorithm, Vec::new());
+            for part in ["a", "b", "c"] {
+                hasher.write_all(part.as_bytes()).unwrap();
+            }
+            let (_, digest, size) = hasher.finish();
+            assert_eq!((digest, size), (algorithm.digest(b"abc"), 3));
+            assert_eq!(digest.to_string().parse(), Ok(digest));
+        }
+        // FIPS 180-4's own example.
+        assert!(Algorithm::Sha512.digest(b"abc").hex().starts_with("ddaf35a193617abacc417349ae204131"));
+    }
+
+    #[test]
     fn another_spelling_of_a_digest_is_refused() {
         assert_eq!(EMPTY.to_uppercase().parse::<Digest>(), Err(ParseDigestError::Algorithm));
-        assert_eq!(EMPTY.replace("e3b0", "E3B0").parse::<Digest>(), Err(ParseDigestError::NotHex));
-        assert_eq!("sha256:e3b0".parse::<Digest>(), Err(ParseDigestError::NotHex));
+        assert_eq!(EMPTY.replace("e3b0", "E3B0").parse::<Digest>(), Err(ParseDigestError::NotHex(Algorithm::Sha256)));
+        assert_eq!("md5:e3b0".parse::<Digest>(), Err(ParseDigestError::Algorithm));
+        assert_eq!("sha256:e3b0".parse::<Digest>(), Err(ParseDigestError::NotHex(Algorithm::Sha256)));
     }
 }

@@ -34,7 +34,7 @@ pub fn expand_rootfs(blob: impl Read, out: &Path, expected: &RawImage) -> Result
         return Err(ExpandError::TooShort { expected: expected.size, found: size });
     }
     if digest != expected.digest {
-        return Err(ExpandError::Corrupt { expected: expected.digest, found: digest });
+        return Err(ExpandError::Corrupt { expected: Box::new(expected.digest), found: Box::new(digest) });
     }
     partial.publish(out, size)
 }
@@ -74,9 +74,9 @@ pub enum ExpandError {
     #[error("the root disk has the digest {found} and should have {expected}; fetch the package again")]
     Corrupt {
         /// The digest that the package promises.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of what the blob held.
-        found: Digest,
+        found: Box<Digest>,
     },
 }
 

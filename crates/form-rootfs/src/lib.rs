@@ -13,7 +13,7 @@ mod digest;
 mod expand;
 
 pub use compress::compress_rootfs;
-pub use digest::{Digest, Hasher, ParseDigestError};
+pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
 pub use expand::{ExpandError, expand_rootfs};
 
 /// The media type of a root disk blob: an ext4 image, compressed as a zstd stream.

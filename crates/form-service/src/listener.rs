@@ -74,18 +74,34 @@ impl Default for Limits {
     }
 }
 
+/// What a listener serves.
+#[derive(Default)]
+pub struct Routes {
+    /// Under all of the listener's limits.
+    pub limited: Router,
+    /// Those whose bodies are streams of any length: they see to the body's length and to its pace themselves, and stand
+    /// under all limits but [`Limits::body_bytes`] and [`Limits::request`].
+    pub streams: Router,
+}
+
+impl From<Router> for Routes {
+    fn from(limited: Router) -> Self {
+        Self { limited, ..Self::default() }
+    }
+}
+
 /// Serves `routes`, and `/healthz`, `/readyz` and `/metrics` beside them, until `shutdown`; then lets what is under way
 /// end. A request from a service of the cluster carries its [`Peer`] as an extension.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    routes: Router,
+    routes: impl Into<Routes>,
     health: Health,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
     health.done(LISTENING);
-    let service = limited(routes, limits).merge(probes(health));
+    let service = limited(routes.into(), limits).merge(probes(health));
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(limits.connections));
     let tasks = TaskTracker::new();
@@ -208,9 +224,9 @@ fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     }
 }
 
-fn limited(routes: Router, limits: Limits) -> Router {
+fn limited(routes: Routes, limits: Limits) -> Router {
     // One stack and not a layer each: the router boxes what it is given at every call of `layer`.
-    let layers = tower::ServiceBuilder::new()
+    let all = tower::ServiceBuilder::new()
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a request's handler panicked");
             Problem::internal().into_response()
@@ -219,15 +235,19 @@ fn limited(routes: Router, limits: Limits) -> Router {
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(limits.requests))
         .map_response(move |response: Response<_>| as_problem(response, limits))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
-        .layer(RequestBodyLimitLayer::new(limits.body_bytes))
         // axum has a limit of its own for bodies that it reads whole; one is enough.
         .layer(axum::extract::DefaultBodyLimit::disable());
+    let whole = tower::ServiceBuilder::new()
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, limits.request))
+        .layer(RequestBodyLimitLayer::new(limits.body_bytes));
     routes
+        .limited
         .fallback(|| async {
             Problem::not_found("there is nothing at this address; /openapi.yaml tells what there is")
         })
-        .layer(layers)
+        .layer(whole)
+        .merge(routes.streams)
+        .layer(all)
 }
 
 /// Errors are problem documents, also those that layers and extractors made and not a handler.

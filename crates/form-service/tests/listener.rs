@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::routing::{get, post};
-use form_service::listener::{self, Limits};
+use form_service::listener::{self, Limits, Routes};
 use form_service::{Authority, CancellationToken, Health, Identity, Problem, probe};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -26,7 +26,7 @@ struct Server {
     task: tokio::task::JoinHandle<()>,
 }
 
-async fn serve(routes: Router, limits: Limits) -> Server {
+async fn serve(routes: impl Into<Routes>, limits: Limits) -> Server {
     form_service::run::init_process();
     let dir = tempfile::tempdir().unwrap();
     let identity = Authority::open_or_create(dir.path()).unwrap().issue("example", "one", &[], &[]).unwrap();
@@ -34,6 +34,7 @@ async fn serve(routes: Router, limits: Limits) -> Server {
     let address = listener.local_addr().unwrap();
     let (health, shutdown) = (Health::default(), CancellationToken::new());
     let tls = identity.server().unwrap();
+    let routes = routes.into();
     let task = tokio::spawn(listener::serve(listener, tls, routes, health.clone(), limits, shutdown.clone()));
     Server { address, identity, health, shutdown, task }
 }
@@ -218,6 +219,32 @@ async fn a_head_or_a_body_that_is_too_large_is_refused() {
     let said = rest(one).await;
     assert!(said.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&said));
     assert!(server.is_alive().await);
+}
+
+#[tokio::test]
+async fn a_stream_may_be_longer_and_take_longer_than_the_limits_and_a_panic_in_it_is_an_error_all_the_same() {
+    let slow = async |body: Body| {
+        let mut body = body.into_data_stream();
+        let mut length = 0;
+        while let Some(bytes) = futures::StreamExt::next(&mut body).await {
+            length += bytes.unwrap().len();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        length.to_string()
+    };
+    let streams =
+        Router::new().route("/stream", post(slow)).route("/panic", get(async || -> () { panic!("as the test asks") }));
+    let limited = Router::new().route("/whole", post(slow));
+    let limits = Limits { body_bytes: 1000, request: Duration::from_millis(100), ..Limits::default() };
+    let server = serve(Routes { limited, streams }, limits).await;
+    let client = server.client();
+    let sent = |path: &str, length| client.post(server.url(path)).body(vec![b'x'; length]).send();
+    assert_eq!(sent("/stream", 100_000).await.unwrap().text().await.unwrap(), "100000");
+    assert_eq!(problem(sent("/whole", 100_000).await.unwrap()).await.kind, "/problems/too-large");
+    assert_eq!(problem(sent("/whole", 10).await.unwrap()).await.kind, "/problems/timeout");
+    assert_eq!(problem(sent("/nothing", 10).await.unwrap()).await.kind, "/problems/not-found");
+    let broken = client.get(server.url("/panic")).send().await.unwrap();
+    assert_eq!(problem(broken).await.kind, "/problems/internal");
 }
 
 #[tokio::test]

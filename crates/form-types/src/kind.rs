@@ -104,7 +104,7 @@ kinds! {
     }
     Build "builds" Project {
         spec: BuildSpec, status: BuildStatus,
-        owners: ["form-pack-manager"], writers: [], finalized: false, internal: false
+        owners: ["form-pack-manager"], writers: ["form-pack-manager"], finalized: false, internal: false
     }
     Package "packages" Project {
         spec: PackageSpec, status: PackageStatus,
