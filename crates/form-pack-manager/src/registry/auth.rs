@@ -59,7 +59,7 @@ impl Gate {
             match self.client.get::<kinds::Project>("", project).await {
                 Ok(_) => {}
                 Err(form_client::Error::NotFound(_)) => {
-                    let text = format!("there is no project {project}; make it with: form project create {project}");
+                    let text = format!("there is no project {project}; make it with form apply (form explain project)");
                     return Err(Error::unknown("NAME_UNKNOWN", text));
                 }
                 Err(error) => return Err(undecided(&error)),
