@@ -8,6 +8,7 @@ mod cloud;
 mod connection;
 mod machines;
 mod names;
+mod registry;
 mod watch;
 mod writes;
 
@@ -39,6 +40,7 @@ enum Part {
     Machines,
     Watch,
     Names,
+    Registry,
     Writes,
 }
 
@@ -77,6 +79,11 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Names) {
         names::change(&cloud).await?.print();
+    }
+    if wanted(Part::Registry) {
+        for row in registry::compare(&cloud, dir.path()).await? {
+            row.print();
+        }
     }
     if wanted(Part::Writes) {
         writes::compare(&cloud, dir.path()).await?.print();

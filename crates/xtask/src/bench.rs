@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::{demo, guest, host};
 
-/// The peer that our store is measured beside.
-const PEERS: [(&str, &str); 1] = [("etcd", "etcd-server")];
+/// The peers that our store and our registry are measured beside.
+const PEERS: [(&str, &str); 2] = [("etcd", "etcd-server"), ("docker-registry", "docker-registry")];
 
 pub(crate) fn bench(only: Option<&str>) -> Result<()> {
     let wanted: Vec<(&str, &str)> = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&PEERS).copied().collect();
