@@ -51,18 +51,31 @@ let
     (root + "/.cargo/config.toml")
   ];
   sources = files: fileset.toSource { inherit root; fileset = fileset.unions ([ manifests ] ++ files); };
-  # All that cargo, rustfmt, clippy, deny and the tests read.
-  everything = sources (
-    map (name: root + "/${name}") [
-      "README.md"
-      "clippy.toml"
-      "crates"
-      "deny.toml"
-      "docs/openapi.yaml"
-      "examples"
-      "proto"
-      "rustfmt.toml"
-      "tests"
+  named = map (name: root + "/${name}");
+  # All that cargo, rustfmt, clippy and deny read.
+  compiled = named [
+    "README.md"
+    "clippy.toml"
+    "crates"
+    "deny.toml"
+    "docs/openapi.yaml"
+    "examples"
+    "proto"
+    "rustfmt.toml"
+    "tests"
+  ];
+  everything = sources compiled;
+  # Tests also hold the documents, the flake and what is made of its table to what the programs say.
+  tested = sources (
+    compiled
+    ++ named [
+      "ARCHITECTURE.md"
+      "CONTRIBUTING.md"
+      "deploy"
+      "docs"
+      "flake.lock"
+      "flake.nix"
+      "nix"
     ]
   );
 
@@ -178,7 +191,9 @@ in
       withDependencies
       // {
         cargoExtraArgs = "--locked --workspace";
-        # Tests of virtual machines say what they lack and pass over it; see tests/src/lib.rs.
+        src = tested;
+        # All of them: those that want root, taps or virtual machines say what they lack and pass over it
+        # (tests/src/lib.rs), and no other looks further than loopback.
         cargoNextestExtraArgs = "--no-fail-fast";
         nativeBuildInputs = [ pkgs.cacert ];
       }
