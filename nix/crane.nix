@@ -50,7 +50,12 @@ let
     (root + "/Cargo.lock")
     (root + "/.cargo/config.toml")
   ];
-  sources = files: fileset.toSource { inherit root; fileset = fileset.unions ([ manifests ] ++ files); };
+  sources =
+    files:
+    fileset.toSource {
+      inherit root;
+      fileset = fileset.unions ([ manifests ] ++ files);
+    };
   named = map (name: root + "/${name}");
   # All that cargo, rustfmt, clippy and deny read.
   compiled = named [
@@ -141,7 +146,15 @@ let
     );
 
   target = pkgs.stdenv.hostPlatform.rust.rustcTarget;
-  check = { inherit (common) pname version strictDeps cargoVendorDir; src = everything; };
+  check = {
+    inherit (common)
+      pname
+      version
+      strictDeps
+      cargoVendorDir
+      ;
+    src = everything;
+  };
   withDependencies = check // {
     cargoArtifacts = checkDependencies;
     CARGO_PROFILE = "dev";
@@ -152,9 +165,13 @@ in
   needed = lib.mapAttrs (name: _: needed name) members;
 
   packages =
-    lib.genAttrs ([ "form" "xtask" ] ++ map (service: service.crate) (lib.attrValues services)) (
-      crate: program crate { }
-    )
+    lib.genAttrs (
+      [
+        "form"
+        "xtask"
+      ]
+      ++ map (service: service.crate) (lib.attrValues services)
+    ) (crate: program crate { })
     // {
       # Process 1 of a guest has no libraries beside it. The gnu target can be linked statically, so there is no second
       # toolchain. The flags and the place of the static C library are for the target alone: procedural macros cannot be
