@@ -48,7 +48,9 @@
       of = f: lib.mapAttrs (_: f) perSystem;
     in
     {
-      packages = of (s: s.rust.packages // s.guest // s.images.packages // { default = s.rust.packages.form; });
+      packages = of (
+        s: s.rust.packages // s.guest // s.images.packages // { default = s.rust.packages.form; }
+      );
       checks = of (s: s.checks);
       devShells = of (s: {
         default = s.shell;

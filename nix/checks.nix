@@ -13,7 +13,8 @@
 }:
 let
   inherit (pkgs) runCommand;
-  fail = name: problems: lib.throwIf (problems != [ ]) "${name}: ${lib.concatStringsSep "; " problems}";
+  fail =
+    name: problems: lib.throwIf (problems != [ ]) "${name}: ${lib.concatStringsSep "; " problems}";
 
   answers = import ./seeds.nix;
   # Where a list of requirements says "libfoo-dev", nobody wants to find out in a cluster that nothing answers it.

@@ -50,19 +50,37 @@ let
     (root + "/Cargo.lock")
     (root + "/.cargo/config.toml")
   ];
-  sources = files: fileset.toSource { inherit root; fileset = fileset.unions ([ manifests ] ++ files); };
-  # All that cargo, rustfmt, clippy, deny and the tests read.
-  everything = sources (
-    map (name: root + "/${name}") [
-      "README.md"
-      "clippy.toml"
-      "crates"
-      "deny.toml"
-      "docs/openapi.yaml"
-      "examples"
-      "proto"
-      "rustfmt.toml"
-      "tests"
+  sources =
+    files:
+    fileset.toSource {
+      inherit root;
+      fileset = fileset.unions ([ manifests ] ++ files);
+    };
+  named = map (name: root + "/${name}");
+  # All that cargo, rustfmt, clippy and deny read.
+  compiled = named [
+    "README.md"
+    "clippy.toml"
+    "crates"
+    "deny.toml"
+    "docs/openapi.yaml"
+    "examples"
+    "proto"
+    "rustfmt.toml"
+    "tests"
+  ];
+  everything = sources compiled;
+  # Tests also hold the documents, the flake and what is made of its table to what the programs say.
+  tested = sources (
+    compiled
+    ++ named [
+      "ARCHITECTURE.md"
+      "CONTRIBUTING.md"
+      "deploy"
+      "docs"
+      "flake.lock"
+      "flake.nix"
+      "nix"
     ]
   );
 
@@ -128,7 +146,15 @@ let
     );
 
   target = pkgs.stdenv.hostPlatform.rust.rustcTarget;
-  check = { inherit (common) pname version strictDeps cargoVendorDir; src = everything; };
+  check = {
+    inherit (common)
+      pname
+      version
+      strictDeps
+      cargoVendorDir
+      ;
+    src = everything;
+  };
   withDependencies = check // {
     cargoArtifacts = checkDependencies;
     CARGO_PROFILE = "dev";
@@ -139,9 +165,13 @@ in
   needed = lib.mapAttrs (name: _: needed name) members;
 
   packages =
-    lib.genAttrs ([ "form" "xtask" ] ++ map (service: service.crate) (lib.attrValues services)) (
-      crate: program crate { }
-    )
+    lib.genAttrs (
+      [
+        "form"
+        "xtask"
+      ]
+      ++ map (service: service.crate) (lib.attrValues services)
+    ) (crate: program crate { })
     // {
       # Process 1 of a guest has no libraries beside it. The gnu target can be linked statically, so there is no second
       # toolchain. The flags and the place of the static C library are for the target alone: procedural macros cannot be
@@ -178,7 +208,9 @@ in
       withDependencies
       // {
         cargoExtraArgs = "--locked --workspace";
-        # Tests of virtual machines say what they lack and pass over it; see tests/src/lib.rs.
+        src = tested;
+        # All of them: those that want root, taps or virtual machines say what they lack and pass over it
+        # (tests/src/lib.rs), and no other looks further than loopback.
         cargoNextestExtraArgs = "--no-fail-fast";
         nativeBuildInputs = [ pkgs.cacert ];
       }

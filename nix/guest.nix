@@ -22,12 +22,14 @@ rec {
 
   # The same program packs it that a developer runs, so that there is one list of modules and one archive writer. It wants
   # them uncompressed, as form-init hands them to the kernel as they are.
-  guest-initramfs = pkgs.runCommand "formation-guest-initramfs" { nativeBuildInputs = [ pkgs.xz ]; } ''
-    cp -r ${modules}/lib/modules/${kernel.modDirVersion} modules
-    chmod -R u+w modules
-    find modules -name '*.ko.xz' -exec unxz {} +
-    mkdir $out
-    ${rust.packages.xtask}/bin/xtask initramfs --init ${rust.packages.form-init}/bin/form-init --modules modules \
-      --out $out/initramfs
-  '';
+  guest-initramfs =
+    pkgs.runCommand "formation-guest-initramfs" { nativeBuildInputs = [ pkgs.xz ]; }
+      ''
+        cp -r ${modules}/lib/modules/${kernel.modDirVersion} modules
+        chmod -R u+w modules
+        find modules -name '*.ko.xz' -exec unxz {} +
+        mkdir $out
+        ${rust.packages.xtask}/bin/xtask initramfs --init ${rust.packages.form-init}/bin/form-init --modules modules \
+          --out $out/initramfs
+      '';
 }

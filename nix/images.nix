@@ -17,10 +17,13 @@ let
   # A string, a number or a list of such is written in TOML as it is in JSON.
   toml =
     name: keys:
-    writeText name (lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON value}\n") keys));
+    writeText name (
+      lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON value}\n") keys)
+    );
 
   # Beside the program: what a row's `packages` names. QEMU is the base's own, so that it is there once.
-  packagesOf = service: map (name: if name == "qemu" then base.qemu else pkgs.${name}) service.packages;
+  packagesOf =
+    service: map (name: if name == "qemu" then base.qemu else pkgs.${name}) service.packages;
 
   # The firmware that cloud-hypervisor boots a whole disk with, under the name that Formation looks for.
   firmware = runCommand "hypervisor-fw" { } ''
@@ -54,7 +57,8 @@ let
       program = rust.packages.${service.crate};
       config = toml "${service.name}.toml" service.configuration;
       files =
-        lib.mapAttrs (_: path: root + "/${path}") service.files // lib.optionalAttrs service.guest guestFiles;
+        lib.mapAttrs (_: path: root + "/${path}") service.files
+        // lib.optionalAttrs service.guest guestFiles;
     in
     runCommand "${service.name}-root" { } ''
       mkdir -p $out/usr/local/bin $out/etc/formation/${service.name}
@@ -71,7 +75,9 @@ let
       )}
       ${lib.optionalString (service.packages != [ ]) ''
         mkdir -p $out/usr/local/libexec
-        for program in ${lib.concatMapStringsSep " " (package: "${lib.getBin package}/bin/*") (packagesOf service)}; do
+        for program in ${
+          lib.concatMapStringsSep " " (package: "${lib.getBin package}/bin/*") (packagesOf service)
+        }; do
           ln -sf $program $out/usr/local/libexec/
         done
       ''}
@@ -80,12 +86,10 @@ let
   exposed = service: map (port: "${toString port.port}/${port.protocol}") service.ports;
   second = 1000000000;
   configOf = service: {
-    User =
-      if service.user == "root" then "0:0" else "${toString base.id}:${toString base.id}";
+    User = if service.user == "root" then "0:0" else "${toString base.id}:${toString base.id}";
     WorkingDir = "/app";
     Env = map (
-      entry:
-      if lib.hasPrefix "PATH=" entry then "${entry}:/usr/local/libexec" else entry
+      entry: if lib.hasPrefix "PATH=" entry then "${entry}:/usr/local/libexec" else entry
     ) base.variables;
     Entrypoint = [
       (lib.getExe pkgs.tini)
@@ -106,13 +110,14 @@ let
       Retries = 3;
     };
     StopSignal = "SIGTERM";
-    Labels = release.labels {
-      title = "formation/${service.name}";
-      inherit (service) description;
-    }
-    // {
-      "formation.capabilities" = lib.concatStringsSep "," service.capabilities;
-    };
+    Labels =
+      release.labels {
+        title = "formation/${service.name}";
+        inherit (service) description;
+      }
+      // {
+        "formation.capabilities" = lib.concatStringsSep "," service.capabilities;
+      };
   };
 
   # The service's own directories, on top of those that every image has.
@@ -277,9 +282,9 @@ let
         ++ lib.attrNames service.files
         ++ lib.optionals service.guest (lib.attrNames guestFiles);
         directories =
-          lib.genAttrs (
-            service.volumes ++ [ "/etc/formation/${service.name}/tls" ]
-          ) (_: if service.user == "root" then 0 else base.id)
+          lib.genAttrs (service.volumes ++ [ "/etc/formation/${service.name}/tls" ]) (
+            _: if service.user == "root" then 0 else base.id
+          )
           // lib.genAttrs [
             "/app"
             "/etc/formation"
@@ -293,7 +298,9 @@ let
   contract =
     name: image: file: from:
     runCommand "contract-${name}" { } ''
-      ${python} ${./tools/contract.py} ${file} ${image.oci} ${lib.optionalString (from != null) from} | tee $out
+      ${python} ${./tools/contract.py} ${file} ${image.oci} ${
+        lib.optionalString (from != null) from
+      } | tee $out
     '';
 in
 {

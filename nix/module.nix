@@ -23,7 +23,9 @@ let
         --replace-fail /usr/local/bin/${service.crate} ${cfg.${name}.package}/bin/${service.crate}
     '';
   # A string, a number or a list of such is written in TOML as it is in JSON.
-  toml = keys: lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON value}\n") keys);
+  toml =
+    keys:
+    lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON value}\n") keys);
 in
 {
   options.services.formation = lib.mapAttrs (name: service: {
@@ -71,7 +73,9 @@ in
       name: service:
       lib.nameValuePair "formation/${name}/config.toml" {
         text = toml (
-          lib.optionalAttrs service.guest { guest_dir = "${self.packages.${pkgs.stdenv.hostPlatform.system}.guest}"; }
+          lib.optionalAttrs service.guest {
+            guest_dir = "${self.packages.${pkgs.stdenv.hostPlatform.system}.guest}";
+          }
           // cfg.${name}.settings
         );
       }

@@ -19,27 +19,25 @@ let
   listing =
     what: images:
     pkgs.writeText "images" (
-      lib.concatMapStrings (image: "${image.repository} ${if image.variant == "" then "." else image.variant} ${what image}\n") (
-        lib.attrValues images
-      )
+      lib.concatMapStrings (
+        image: "${image.repository} ${if image.variant == "" then "." else image.variant} ${what image}\n"
+      ) (lib.attrValues images)
     );
-  app =
-    name: description: inputs: images:
-    {
-      type = "app";
-      program = lib.getExe (
-        pkgs.writeShellApplication {
-          inherit name;
-          runtimeInputs = [ pkgs.coreutils ] ++ inputs;
-          text = ''
-            images=${images}
-            version=${version}
-          ''
-          + builtins.readFile ./tools/${name}.sh;
-        }
-      );
-      meta = { inherit description; };
-    };
+  app = name: description: inputs: images: {
+    type = "app";
+    program = lib.getExe (
+      pkgs.writeShellApplication {
+        inherit name;
+        runtimeInputs = [ pkgs.coreutils ] ++ inputs;
+        text = ''
+          images=${images}
+          version=${version}
+        ''
+        + builtins.readFile ./tools/${name}.sh;
+      }
+    );
+    meta = { inherit description; };
+  };
 in
 {
   inherit version created;
@@ -68,25 +66,20 @@ in
       layouts = listing (image: image.oci);
     in
     {
-      publish =
-        app "publish" "Pushes all images to a registry"
-          [
-            pkgs.jq
-            pkgs.skopeo
-            pkgs.cosign
-          ]
-          (
-            pkgs.concatText "images" (
-              lib.mapAttrsToList (system: images: layouts images) everywhere
-            )
-          );
+      publish = app "publish" "Pushes all images to a registry" [
+        pkgs.jq
+        pkgs.skopeo
+        pkgs.cosign
+      ] (pkgs.concatText "images" (lib.mapAttrsToList (system: images: layouts images) everywhere));
       # For a machine that can build only for itself.
       publish-this-system = app "publish" "Pushes this system's images" [
         pkgs.jq
         pkgs.skopeo
         pkgs.cosign
       ] (layouts images);
-      load = app "load" "Loads all images into docker or podman" [ pkgs.gzip ] (listing (image: image) images);
+      load = app "load" "Loads all images into docker or podman" [ pkgs.gzip ] (
+        listing (image: image) images
+      );
       scan = app "scan" "Looks each image's contents up among known vulnerabilities" [ pkgs.grype ] (
         listing (image: image.sbom) images
       );

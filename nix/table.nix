@@ -1,7 +1,15 @@
 # What a row of services.nix has, and what follows from a row.
 { lib }:
 let
-  inherit (lib) isAttrs isBool isInt isList isString all attrValues;
+  inherit (lib)
+    isAttrs
+    isBool
+    isInt
+    isList
+    isString
+    all
+    attrValues
+    ;
   strings = value: isList value && all isString value;
   oneOf = values: value: lib.elem value values;
 

@@ -2,13 +2,16 @@
 #
 # First everything goes up under its digest, which nobody looks for by name; a tag is written only when all images and
 # their documents are there. So a registry that refuses half-way is left without a new tag, and all tags move together.
-registry="" latest="" sign="" dry="" tls=()
+registry="" latest="" sign="" dry="" tls=() http=()
 for argument in "$@"; do
   case "$argument" in
     --latest) latest=1 ;;
     --sign) sign=1 ;;
     --dry-run) dry=1 ;;
-    --plain-http) tls=(--dest-tls-verify=false) ;;
+    --plain-http)
+      tls=(--dest-tls-verify=false)
+      http=(--allow-http-registry)
+      ;;
     -*) echo "publish: there is no flag $argument" >&2; exit 2 ;;
     *) registry="$argument" ;;
   esac
@@ -74,7 +77,7 @@ while read -r repository variant digest; do
     if [ -n "$dry" ]; then
       echo "would sign $registry/$repository@$digest"
     else
-      cosign sign --yes --recursive "$registry/$repository@$digest"
+      cosign sign --yes --recursive "${http[@]}" "$registry/$repository@$digest"
     fi
   fi
 done < "$work/digests"

@@ -1,7 +1,7 @@
 //! What every service of Formation shares, so that each one's `main.rs` is some twenty lines.
 //!
 //! - [`config`]: defaults, file, environment, flags; `--check-config`; reload
-//! - [`file`]: files that are there whole, or not at all
+//! - [`mod@file`]: files that are there whole, or not at all
 //! - [`identity`]: the cluster CA, and who the other end of a connection is
 //! - [`listener`]: REST and gRPC on one TLS port, with limits, health and metrics
 //! - [`health`]: what a service still waits for

@@ -5,14 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// One private cloud out of a few Linux machines.
-///
-/// A first walk:
-///
-///   form up                                  # a one-node cloud on this machine, in the foreground
-///   form run examples/hello --name hello     # in another terminal: Formfile -> package -> VM -> name
-///   curl http://hello.default.formation.internal:8080/
 #[derive(Parser)]
-#[command(name = "form", version, after_long_help = EXIT_CODES)]
+#[command(name = "form", version, long_about = FIRST_WALK, after_long_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// The file that says where the cloud is and who you are [default: the one that `form up` wrote]
     #[arg(long, global = true, env = "FORM_CONTEXT", value_name = "FILE")]
@@ -20,6 +14,18 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+// Not a doc comment: of those, clap makes one line out of lines that follow each other.
+const FIRST_WALK: &str = "\
+One private cloud out of a few Linux machines.
+
+A first walk:
+
+  # a one-node cloud on this machine, in the foreground
+  form up
+  # in another terminal: Formfile -> package -> VM -> name
+  form run examples/hello --name hello
+  curl http://hello.default.formation.internal:8080/";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 it failed; 2 the command or a file was wrong; 3 not found; 4 it exists already, or was changed by \
@@ -290,4 +296,19 @@ pub(crate) enum Token {
     },
     /// Have a token work no longer
     Revoke { name: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_help_shows_each_step_on_a_line_of_its_own() {
+        let help = Cli::command().render_long_help().to_string();
+        for line in FIRST_WALK.lines() {
+            assert!(help.lines().any(|shown| shown == line), "{line:?} is not in {help}");
+        }
+    }
 }

@@ -22,7 +22,8 @@ use self::address::Addresses;
 use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
-use crate::{Host, Phase, Vm, open_all};
+use crate::error::file;
+use crate::{Host, Phase, Vm, open_all, sys};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -59,6 +60,8 @@ type Started = (Client, Arc<Instances>, tokio::sync::mpsc::Receiver<form_client:
 
 async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Started, RunError> {
     let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
+    // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
+    sys::open_tun().map_err(file("open", sys::TUN))?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
     let host = Host::new(&config.data_dir, &kernel, &initramfs, config.console_limit()).await?;
     for tap in crate::sweep(&host).await? {

@@ -1,7 +1,7 @@
 //! The three things of the kernel that have no safe name. All of this crate's `unsafe` is here.
 #![allow(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -54,9 +54,16 @@ struct Request {
     rest: [u8; 22],
 }
 
+/// What taps are made with; a container has it only if it is given.
+pub(crate) const TUN: &str = "/dev/net/tun";
+
+pub(crate) fn open_tun() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(TUN)
+}
+
 /// Makes a tap that stays when nobody has it open (the kernel's Documentation/networking/tuntap.rst). Netlink cannot.
 pub(crate) fn create_tap(name: &str) -> io::Result<()> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let device = open_tun()?;
     let flags = i16::try_from(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).map_err(io::Error::other)?;
     let mut request = Request { name: [0; IFNAMSIZ], flags, rest: [0; 22] };
     // One byte is left for the NUL.

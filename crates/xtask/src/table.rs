@@ -1,7 +1,7 @@
 //! `nix/services.nix`, read without Nix: the table has literals only.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rnix::ast::{self, AstToken as _, HasEntry as _, InterpolPart, LiteralKind};
@@ -110,11 +110,11 @@ fn rows(text: &str) -> Result<Services> {
     services.collect()
 }
 
-/// Every `.nix` file of the flake.
+/// Every `.nix` file of the flake, parsed.
 ///
 /// # Errors
 /// If one of them is no Nix, with what is wrong and where.
-pub(crate) fn parse_all() -> Result<usize> {
+pub(crate) fn parse_all() -> Result<Vec<PathBuf>> {
     let mut files = vec![Path::new("flake.nix").to_owned()];
     for entry in std::fs::read_dir("nix").context("cannot read nix/")? {
         let path = entry?.path();
@@ -126,7 +126,7 @@ pub(crate) fn parse_all() -> Result<usize> {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         parse(&text).with_context(|| file.display().to_string())?;
     }
-    Ok(files.len())
+    Ok(files)
 }
 
 fn parse(text: &str) -> Result<ast::Expr> {

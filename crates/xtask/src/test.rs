@@ -16,6 +16,8 @@ pub(crate) fn test() -> Result<()> {
 
     step(host::cargo().args(["fmt", "--check"]))?;
     step(host::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    // As the flake's check does: a link that leads nowhere is found before a page has it.
+    step(host::cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
     if host::output("cargo", &["deny", "--version"]).is_ok() {
         step(host::cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))?;
     } else {
