@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+#[path = "common/random.rs"]
+mod random;
+
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use form_pack_manager::store::{BlobStore, DirStore};
 use form_rootfs::{Digest, Hasher};
+use random::Random;
 
 const STORE: &str = "FORM_TEST_STORE";
 const ROUND: &str = "FORM_TEST_ROUND";
@@ -109,18 +113,5 @@ impl Read for Chatty {
             chunk.copy_from_slice(&self.random.next().to_le_bytes()[..chunk.len()]);
         }
         Ok(len)
-    }
-}
-
-/// SplitMix64: a fixed sequence for a fixed seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
+#[path = "common/random.rs"]
+mod random;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,6 +14,7 @@ use form_rootfs::Digest;
 use form_types::v1::build_status::Phase;
 use form_types::v1::{BuildSpec, PackageSpec, RootDisk, Sizes};
 use form_types::{Object, kinds, timestamp};
+use random::Random;
 use reqwest::Method;
 use serde_json::json;
 
@@ -205,17 +208,4 @@ async fn thirty_kills_amid_pushes_and_sweeps_lose_no_blob_that_a_tag_reaches_and
     }
     assert_eq!(cloud.blobs(), reached.into_iter().collect::<Vec<_>>(), "exactly what a tag reaches is left");
     assert_eq!(std::fs::read_dir(cloud.store().join("tmp")).unwrap().count(), 0);
-}
-
-/// SplitMix64: a fixed sequence for a fixed seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }

@@ -10,13 +10,13 @@ use walkdir::WalkDir;
 
 use super::{Blob, BlobInfo, BlobStore, BlobWriter, Document, Documents, StoreError};
 
-/// Blobs and documents in a directory of one process.
+/// Blobs and documents in a directory of one process. In it:
 ///
 /// ```text
-/// ROOT/lock                       held while the store is open
-/// ROOT/tmp/...                    what is on its way in; swept when the store is opened
-/// ROOT/blobs/sha256/ab/abcd...    blobs, each whole and on disk before it gets its name
-/// ROOT/names/...                  documents, likewise
+/// lock                       held while the store is open
+/// tmp/...                    what is on its way in; swept when the store is opened
+/// blobs/sha256/ab/abcd...    blobs, each whole and on disk before it gets its name
+/// names/...                  documents, likewise
 /// ```
 #[derive(Debug, Clone)]
 pub struct DirStore {
