@@ -28,6 +28,8 @@ pub struct Config {
     pub keep_builds: usize,
     /// The most that a blob of the registry may have.
     pub max_blob_mib: u64,
+    /// Whether a manifest may name what was not pushed, as a mirror of some platforms needs.
+    pub sparse_manifests: bool,
     /// Uploads to the registry that a project may have under way.
     pub max_uploads: usize,
     /// How long a body may pause, seconds.
@@ -53,6 +55,7 @@ impl Default for Config {
             builds: 2,
             keep_builds: 20,
             max_blob_mib: 65_536,
+            sparse_manifests: false,
             max_uploads: 256,
             idle_seconds: 60,
             upload_seconds: 3600,

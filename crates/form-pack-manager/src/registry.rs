@@ -218,14 +218,15 @@ impl Ask {
         }
         let subject = parsed.subject;
         let size = bytes.len() as u64;
+        let is_sparse = self.registry.uploads.limits().sparse;
         self.blocking(move |names, repository| {
             for blob in &parsed.blobs {
-                if !names.renew_link(repository, blob)? {
+                if !names.renew_link(repository, blob)? && !is_sparse {
                     return Ok(Err(*blob));
                 }
             }
             for manifest in &parsed.manifests {
-                if !names.renew_manifest(repository, manifest)? {
+                if !names.renew_manifest(repository, manifest)? && !is_sparse {
                     return Ok(Err(*manifest));
                 }
             }

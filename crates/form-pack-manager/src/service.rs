@@ -49,6 +49,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
         idle,
         abandoned: Duration::from_secs(config.upload_seconds),
         per_project: config.max_uploads,
+        sparse: config.sparse_manifests,
     };
     let registry = Registry::new(client.clone(), names.clone(), Packages::new(client.clone()), uploads);
     let grace = Duration::from_secs(config.grace_seconds);

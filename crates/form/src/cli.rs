@@ -269,6 +269,80 @@ pub(crate) enum Pack {
         #[command(flatten)]
         project: InProject,
     },
+    /// Copy an image from the cloud to another registry
+    #[command(after_help = LOGINS)]
+    Push {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        /// HOST/REPOSITORY[:TAG] [default tag: the image's]
+        to: String,
+        #[command(flatten)]
+        outside: Outside,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Copy an image from another registry into the cloud
+    #[command(after_help = LOGINS)]
+    Pull {
+        /// HOST/REPOSITORY[:TAG|@DIGEST]
+        from: String,
+        /// NAME[:TAG] [default: the repository's last part, and the same tag]
+        image: Option<String>,
+        #[command(flatten)]
+        outside: Outside,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Give an image more tags
+    Tag {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[arg(required = true)]
+        tags: Vec<String>,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Remove a package, or one tag of an image
+    ///
+    /// Without a tag, the package goes, and the image `latest` that it is. What is reached from nowhere any more is freed
+    /// by a later sweep (form pack gc).
+    Rm {
+        /// NAME, NAME:TAG or NAME@DIGEST
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Free what no tag and no package reaches any more, and is older than the grace time
+    Gc,
+    /// Show the steps that an image was made by
+    History {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Read an image whole, and compare each part with its digest
+    ///
+    /// The root disk is not read: the node that starts an instance does that each time it fetches one.
+    Verify {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+}
+
+const LOGINS: &str = "Logins are those of docker: ~/.docker/config.json, or config.json in DOCKER_CONFIG.";
+
+/// How another registry is reached.
+#[derive(Args)]
+pub(crate) struct Outside {
+    /// A certificate authority to trust beside the system's, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Ask without TLS
+    #[arg(long)]
+    pub(crate) plain_http: bool,
 }
 
 #[derive(Subcommand)]

@@ -9,7 +9,9 @@ mod error;
 mod files;
 mod init;
 mod output;
+mod pack;
 mod progress;
+mod registry;
 mod run;
 mod up;
 mod verbs;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::api::Api;
-use crate::cli::{Cli, Command, Pack, Token};
+use crate::cli::{Cli, Command, Token};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -46,15 +48,7 @@ fn main() -> ExitCode {
         Command::Run(args) => client().and_then(|api| wait(|| run::run(api, args))),
         Command::Logs(args) => client().and_then(|api| wait(|| verbs::logs(api, args))),
         Command::Instance(args) => client().and_then(|api| wait(|| verbs::instance(api, args))),
-        Command::Pack(Pack::Build { dir, name, project }) => {
-            client().and_then(|api| wait(|| run::pack(api, dir, name, project.project)))
-        }
-        Command::Pack(Pack::List { project, output }) => {
-            client().and_then(|api| wait(|| verbs::list_packages(api, project.project, output.output)))
-        }
-        Command::Pack(Pack::Inspect { name, project }) => {
-            client().and_then(|api| wait(|| verbs::inspect_package(api, project.project, name)))
-        }
+        Command::Pack(args) => client().and_then(|api| wait(|| pack::pack(api, args))),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }

@@ -20,12 +20,12 @@ use tokio_util::io::ReaderStream;
 use crate::api::Api;
 use crate::error::Error;
 use crate::output::say;
-use crate::{cli, progress, verbs};
+use crate::{cli, pack, progress, verbs};
 
 /// How long a workload without ports has to hold until it is said to run.
 const MOMENT: Duration = Duration::from_secs(1);
 
-pub(crate) async fn pack(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
+pub(crate) async fn build_package(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
     let name = name.map_or_else(|| name_of(&dir), Ok)?;
     let digest = build(&api, &dir, &name, &project).await?;
     say(format_args!("{name} {digest}"))
@@ -144,11 +144,6 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         Error::Usage(format!("{}:\n{}", dir.display(), found.join("\n")))
     })?;
-    let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
-    let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
-    let url =
-        url.ok_or_else(|| Error::Failed("no node says where its package store is; see `form status`".to_owned()))?;
-
     // Into a file first: a directory that changes meanwhile must not break an upload in its middle.
     let directory = dir.to_owned();
     let packed = tokio::task::spawn_blocking(move || -> Result<std::fs::File, Error> {
@@ -164,8 +159,7 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
     let sent = bar.clone();
     let chunks = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
     let body = reqwest::Body::wrap_stream(chunks.inspect_ok(move |chunk| sent.inc(chunk.len() as u64)));
-    let store = api.service("form-pack-manager", url)?;
-    let answer = store.post(&format!("/v1/projects/{project}/contexts"), body).await?;
+    let answer = pack::store(api).await?.post(&format!("/v1/projects/{project}/contexts"), body).await?;
     bar.finish_and_clear();
     let answer: Value = answer.json().await.map_err(|error| Error::Answer(error.to_string()))?;
     let digest = answer.get("digest").and_then(Value::as_str);
