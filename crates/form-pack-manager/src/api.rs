@@ -1,6 +1,5 @@
 //! Moves bytes: build contexts in, blobs out. What is wanted goes through form-state, not through here.
 
-use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,14 +10,12 @@ use axum::{Extension, Json, Router};
 use form_client::{Access, Client};
 use form_rootfs::Digest;
 use form_service::{Peer, Problem};
-use futures::StreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::registry::is_full;
 use crate::store::{Blob, BlobStore as _, DirStore, StoreError};
-use crate::stream;
+use crate::stream::{self, WriteError};
 
 #[derive(Clone)]
 struct Api {
@@ -56,30 +53,29 @@ async fn upload(
         return Err(too_large());
     }
     let body = Body::new(http_body_util::Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX)));
-    let stream = tokio_stream::StreamExt::timeout(body.into_data_stream(), api.idle);
-    let stream = stream.map(|next| match next {
-        Ok(bytes) => bytes.map_err(io::Error::other),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long")),
-    });
-    let stream = Box::pin(stream);
-    let mut reader = SyncIoBridge::new(StreamReader::new(stream));
-    let put = tokio::task::spawn_blocking(move || api.store.put(&mut reader, None));
-    match put.await {
-        Ok(Ok(blob)) => {
-            let digest = blob.digest.to_string();
-            Ok((StatusCode::CREATED, Json(json!({"digest": digest, "size": blob.size}))).into_response())
-        }
-        Ok(Err(StoreError::Source(error))) => {
+    let store = api.store.clone();
+    let writer = blocking(move || store.writer()).await?;
+    let writer = match stream::write(body, writer, api.idle).await {
+        Ok(writer) => writer,
+        Err(WriteError::Out(error)) => return Err(failed(&error)),
+        Err(error) => {
             let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
             if causes.any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
                 return Err(too_large());
             }
             let text = format!("the build context did not come whole: {}", form_service::run::chain(&error));
-            Err(Problem::bad_request(text))
+            return Err(Problem::bad_request(text));
         }
-        Ok(Err(error)) => Err(failed(&error)),
-        Err(error) => Err(failed(&error)),
-    }
+    };
+    let blob = blocking(move || writer.commit(None)).await?;
+    let digest = blob.digest.to_string();
+    Ok((StatusCode::CREATED, Json(json!({"digest": digest, "size": blob.size}))).into_response())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
 }
 
 /// Gives a blob to another service of the cluster.
@@ -92,8 +88,7 @@ async fn download(
         return Err(Problem::forbidden("blobs are for the cluster's own services, which show a certificate"));
     }
     let digest: Digest = digest.parse().map_err(|error| Problem::bad_request(format!("{digest:?}: {error}")))?;
-    let found = tokio::task::spawn_blocking(move || api.store.get(&digest)).await;
-    let blob = found.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    let blob = blocking(move || api.store.get(&digest)).await?;
     let Blob { size, reader } = blob.ok_or_else(|| Problem::not_found(format!("there is no blob {digest} here")))?;
     let mut response = stream::body(reader, size, api.idle).into_response();
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(size));

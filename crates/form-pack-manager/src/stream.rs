@@ -1,15 +1,49 @@
-//! A blob on its way out: read in pieces by threads that may block, no further ahead than the reader is quick.
+//! Bytes on their way out and in, piece by piece: a thread that may block has one for a piece, and not for as long as the
+//! other side takes.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 const PIECE: u64 = 256 << 10;
 /// Pieces that wait for a slow reader.
 const AHEAD: usize = 1;
+
+/// Writes all of `body` to `out`, which comes back. A pause may be as long as `idle`.
+pub(crate) async fn write<W: Write + Send + 'static>(body: Body, mut out: W, idle: Duration) -> Result<W, WriteError> {
+    let mut body = body.into_data_stream();
+    loop {
+        let mut piece = Vec::new();
+        while (piece.len() as u64) < PIECE {
+            match tokio::time::timeout(idle, body.next()).await {
+                Ok(Some(Ok(bytes))) => piece.extend_from_slice(&bytes),
+                Ok(Some(Err(error))) => return Err(WriteError::Body(error)),
+                Ok(None) => break,
+                Err(_) => return Err(WriteError::Idle),
+            }
+        }
+        if piece.is_empty() {
+            return Ok(out);
+        }
+        let written = tokio::task::spawn_blocking(move || out.write_all(&piece).map(|()| out));
+        out = written.await.map_err(io::Error::from).flatten().map_err(WriteError::Out)?;
+    }
+}
+
+/// Why a body was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error("it did not come whole")]
+    Body(#[source] axum::Error),
+    #[error("nothing came for too long")]
+    Idle,
+    #[error("it cannot be written")]
+    Out(#[source] io::Error),
+}
 
 /// The first `length` bytes of `reader`. Who takes none for as long as `idle` gets no more.
 pub(crate) fn body(reader: Box<dyn Read + Send>, length: u64, idle: Duration) -> Body {

@@ -1,5 +1,5 @@
 //! The registry, over TLS, by hand: each workflow of the distribution-spec, and each thing that may be wrong with it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
 
 mod common;
 
@@ -284,6 +284,45 @@ async fn a_body_that_breaks_off_is_no_blob_and_is_gone_on_from_where_it_broke() 
     assert_eq!(chunk(&cloud, &at, "4-5", "45").await.status(), 202);
     let digest = Digest::of(b"012345");
     assert_eq!(cloud.ask(Method::PUT, &format!("{at}?digest={digest}")).send().await.unwrap().status(), 201);
+}
+
+#[tokio::test]
+async fn a_hundred_pushes_at_once_take_little_memory() {
+    const BYTES: usize = 4 << 20;
+    let cloud = Cloud::start("").await;
+    let digest = Digest::of(&vec![7; BYTES]);
+    // All are in the middle at one moment.
+    let middle = std::sync::Arc::new(tokio::sync::Barrier::new(100));
+    let push = |middle: std::sync::Arc<tokio::sync::Barrier>| {
+        let pieces = futures::stream::unfold(0, move |sent: usize| {
+            let middle = std::sync::Arc::clone(&middle);
+            async move {
+                if sent == BYTES / 2 {
+                    middle.wait().await;
+                }
+                (sent < BYTES).then(|| (Ok::<_, std::io::Error>(vec![7; 64 << 10]), sent + (64 << 10)))
+            }
+        });
+        // A connection of its own.
+        let ca = std::fs::read(cloud.dir.path().join("certs/ca.crt")).unwrap();
+        let ca = reqwest::Certificate::from_pem(&ca).unwrap();
+        let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+        let post = http.post(cloud.url(&format!("{UPLOADS}?digest={digest}"))).bearer_auth(&cloud.admin);
+        let sent = post.body(reqwest::Body::wrap_stream(pieces)).send();
+        async move { sent.await.unwrap().status().as_u16() }
+    };
+    let resident = |what: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", cloud.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 10
+    };
+    let before = resident("VmRSS:");
+    let statuses = futures::future::join_all((0..100).map(|_| push(std::sync::Arc::clone(&middle)))).await;
+    assert_eq!(statuses, [201; 100]);
+    let most = resident("VmHWM:");
+    println!("{most} MiB at most, {before} before");
+    // The released program goes from 24 to 61.
+    assert!(most - before < 49, "{before} MiB became {most}");
 }
 
 #[tokio::test]

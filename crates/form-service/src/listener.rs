@@ -202,6 +202,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(256)
+        // What a hundred clients may send ahead of those who read it; hyper's own is a MiB each.
+        .initial_stream_window_size(128 << 10)
         .keep_alive_interval(Duration::from_secs(20));
     let io = TokioIo::new(Paced { stream: Unvectored(stream), pace: Arc::clone(&pace) });
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));

@@ -20,6 +20,9 @@ use crate::{Health, Identity, listener, logs, probe};
 /// A changed file is read once nothing more has happened to it for this long.
 const SETTLED: Duration = Duration::from_millis(100);
 
+/// Threads for what blocks, each with memory of its own. Nothing may hold one while it waits for somebody outside.
+const BLOCKING: usize = 16;
+
 /// What a service is run with.
 #[derive(Clone)]
 pub struct Context<C> {
@@ -116,7 +119,8 @@ where
         Ok(identity) => identity,
         Err(error) => return fail(C::SERVICE, &error, 2),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING).enable_all().build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(C::SERVICE, &error, 1),
     };

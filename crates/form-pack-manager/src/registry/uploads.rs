@@ -10,15 +10,14 @@
 //! was given up for its age. What was received before a connection broke is kept, and can be gone on from.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use form_rootfs::{Algorithm, Digest};
 use futures::StreamExt as _;
 use http::{StatusCode, header};
-use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::Error;
@@ -26,7 +25,7 @@ use super::name::Repository;
 use crate::store::{BlobInfo, BlobStore as _, BlobWriter, DirStore, StoreError};
 
 /// What is gathered before a thread is asked to hash and write it, bytes. A hundred uploads hold twice that each.
-const BATCH: usize = 128 << 10;
+const BATCH: usize = 64 << 10;
 
 /// What uploads may take.
 #[derive(Clone, Copy, Debug)]
@@ -85,16 +84,14 @@ impl Upload {
         let most = limits.blob_bytes.saturating_sub(self.size).min(length.unwrap_or(u64::MAX));
         let mut body = body.into_data_stream();
         let mut received = 0_u64;
-        let mut writing: Option<JoinHandle<Result<Box<dyn BlobWriter>, StoreError>>> = None;
+        let mut writing = None;
         let mut broken = None;
         loop {
-            let (mut batch, mut gathered) = (Vec::new(), 0);
-            while gathered < BATCH && broken.is_none() {
+            // Copied together: a small piece may keep all of the buffer alive that it was read into.
+            let mut batch = Vec::with_capacity(BATCH);
+            while batch.len() < BATCH && broken.is_none() {
                 match tokio::time::timeout(limits.idle, body.next()).await {
-                    Ok(Some(Ok(bytes))) => {
-                        gathered = gathered.saturating_add(bytes.len());
-                        batch.push(bytes);
-                    }
+                    Ok(Some(Ok(bytes))) => batch.extend_from_slice(&bytes),
                     Ok(Some(Err(_))) => {
                         let text = "the body ended before its Content-Length; ask where to go on, and send the rest";
                         broken = Some(Err(Error::bad("SIZE_INVALID", text)));
@@ -106,7 +103,8 @@ impl Upload {
                     }
                 }
             }
-            received = received.saturating_add(gathered as u64);
+            let gathered = batch.len() as u64;
+            received = received.saturating_add(gathered);
             if received > most {
                 let error = match length {
                     Some(length) if received > length => Error::bad(
@@ -124,8 +122,8 @@ impl Upload {
                     Err(error) => return (None, Err(error)),
                 }
             }
-            self.size = self.size.saturating_add(gathered as u64);
-            metrics::counter!("form_registry_bytes_total", "direction" => "in").increment(gathered as u64);
+            self.size = self.size.saturating_add(gathered);
+            metrics::counter!("form_registry_bytes_total", "direction" => "in").increment(gathered);
             if !batch.is_empty() {
                 let (store, writer, algorithm) = (store.clone(), self.writer.take(), self.algorithm);
                 let task = tokio::task::spawn_blocking(move || write(&store, writer, algorithm, &batch));
@@ -162,10 +160,10 @@ fn write(
     store: &DirStore,
     writer: Option<Box<dyn BlobWriter>>,
     algorithm: Algorithm,
-    batch: &[Bytes],
+    batch: &[u8],
 ) -> Result<Box<dyn BlobWriter>, StoreError> {
     let mut writer = writer.map_or_else(|| store.writer_of(algorithm), Ok)?;
-    batch.iter().try_for_each(|bytes| io::Write::write_all(&mut writer, bytes)).map_err(StoreError::Write)?;
+    writer.write_all(batch).map_err(StoreError::Write)?;
     Ok(writer)
 }
 
