@@ -144,3 +144,40 @@ print(open(out + "/artifact.txt").read())
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// `OCI_CONFORMANCE`: the distribution-spec's own program, which no package has; it is built with `go build` in its
+/// repository's directory `conformance`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_specifications_own_program_finds_nothing_wrong() {
+    let Some(program) = std::env::var_os("OCI_CONFORMANCE") else {
+        return println!("skipped: OCI_CONFORMANCE names no program; CONTRIBUTING.md tells how it is built");
+    };
+    // One of its images names layers that it does not push.
+    let cloud = Cloud::start("sparse_manifests = true").await;
+    let work = tempfile::tempdir().unwrap();
+    let everything = ["BLOBS_DIGEST_HEADER", "BLOBS_UPLOAD_CANCEL", "MANIFESTS_DIGEST_HEADER", "MANIFESTS_TAG_PARAM"];
+    let output = tokio::process::Command::new(program)
+        .env_clear()
+        .envs(everything.map(|workflow| (format!("OCI_API_{workflow}"), "true")))
+        .env("OCI_DATA_SPARSE", "true")
+        .env("OCI_REGISTRY", cloud.pack.to_string())
+        .env("OCI_TLS", "enabled")
+        .env("SSL_CERT_FILE", cloud.dir.path().join("certs/ca.crt"))
+        .env("OCI_REPO1", "default/one")
+        .env("OCI_REPO2", "default/two")
+        .env("OCI_USERNAME", "me")
+        .env("OCI_PASSWORD", &cloud.admin)
+        .env("OCI_RESULTS_DIR", work.path())
+        .current_dir(work.path())
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let count = |what: &str| {
+        let line = said.lines().map(str::trim).find(|line| line.starts_with(what)).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
+    };
+    let (passed, failed, broken) = (count("Pass.."), count("FAIL.."), count("Error.."));
+    println!("{passed} passed, {failed} failed, {broken} broke off");
+    assert!(passed > 900 && failed == 0 && broken == 0 && output.status.success(), "{said}");
+}

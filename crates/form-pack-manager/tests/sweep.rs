@@ -155,7 +155,7 @@ struct Tag {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thirty_kills_amid_pushes_and_sweeps_lose_no_blob_that_a_tag_reaches_and_leave_none_over() {
+async fn a_hundred_kills_amid_pushes_and_sweeps_lose_no_blob_that_a_tag_reaches_and_leave_none_over() {
     let mut cloud = Cloud::start(GRACE).await;
     let tags = Tags::default();
     let mut pushers = Vec::new();
@@ -173,7 +173,7 @@ async fn thirty_kills_amid_pushes_and_sweeps_lose_no_blob_that_a_tag_reaches_and
         }
     });
     let mut random = Random(42);
-    for _ in 0..30 {
+    for _ in 0..100 {
         cloud.is_ready().await;
         tokio::time::sleep(Duration::from_millis(random.next() % 300)).await;
         cloud.kill().await;
