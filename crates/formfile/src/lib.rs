@@ -1,0 +1,18 @@
+//! The Formfile: what a package is made of, how it starts, and the machine it runs on.
+//!
+//! A pure crate: text in, a tree or diagnostics out. Whoever builds it brings arguments, context and bases, expands each
+//! [`Template`], and has [`value`] judge what comes out; a [`Fault`] of either leads back to its place in the file.
+//! The language is written down in `docs/formfile.md`. What it does not know it refuses where it stands, so that a
+//! Formfile never means less than it says.
+
+mod ast;
+mod diagnostic;
+mod template;
+pub mod value;
+
+pub use ast::{
+    Arg, Command, Copy, Formfile, Healthcheck, Mount, MountKind, Network, Op, Restart, Run, Settings, Sharing, Source,
+    Spanned, Stage, Step,
+};
+pub use diagnostic::{Diagnostic, Fault, Severity, Span};
+pub use template::{Otherwise, Piece, Template};
