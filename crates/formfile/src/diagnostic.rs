@@ -157,6 +157,7 @@ pub(crate) struct Report<'t> {
     text: &'t [u8],
     /// Byte offset of the start of each line.
     line_starts: Vec<usize>,
+    is_text: bool,
     found: Vec<Diagnostic>,
 }
 
@@ -166,7 +167,7 @@ impl<'t> Report<'t> {
     pub(crate) fn new(file: &'t str, text: &'t [u8]) -> Self {
         let after_newlines = text.iter().enumerate().filter(|&(_, &b)| b == b'\n').map(|(at, _)| at.saturating_add(1));
         let line_starts = std::iter::once(0).chain(after_newlines).collect();
-        Self { file, text, line_starts, found: Vec::new() }
+        Self { file, text, line_starts, is_text: str::from_utf8(text).is_ok(), found: Vec::new() }
     }
 
     pub(crate) fn error(&mut self, span: Span, message: impl Into<String>) {
@@ -204,8 +205,25 @@ impl<'t> Report<'t> {
         self.found
     }
 
+    /// The span, kept inside of the text and widened to whole characters.
+    fn within(&self, span: Span) -> Span {
+        let inside = |at: usize| self.text.get(at).is_some_and(|&b| b & 0xc0 == 0x80);
+        let len = self.text.len();
+        let (mut start, mut end) = (span.start.min(len), span.end.min(len));
+        // In what is not UTF-8, nothing is whole.
+        if self.is_text {
+            while inside(start) {
+                start = start.saturating_sub(1);
+            }
+            while inside(end) {
+                end = end.saturating_add(1);
+            }
+        }
+        Span { start, end: end.max(start) }
+    }
+
     fn diagnostic(&self, fault: Fault, severity: Severity, lint: Option<&'static str>) -> Diagnostic {
-        let span = fault.span;
+        let span = self.within(fault.span);
         let line = self.line_of(span.start);
         let start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let rest = self.text.get(start..).unwrap_or_default();

@@ -7,12 +7,22 @@
 
 mod ast;
 mod diagnostic;
+mod flags;
+mod keywords;
+mod lines;
+mod parse;
+mod settings;
 mod template;
 pub mod value;
+mod words;
 
 pub use ast::{
     Arg, Command, Copy, Formfile, Healthcheck, Mount, MountKind, Network, Op, Restart, Run, Settings, Sharing, Source,
     Spanned, Stage, Step,
 };
 pub use diagnostic::{Diagnostic, Fault, Severity, Span};
+pub use keywords::{KEYWORDS, Keyword};
 pub use template::{Otherwise, Piece, Template};
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,19 @@ impl Template {
         names
     }
 
+    /// Says that all of it stands at `span`: of text that was decoded, no finer place is known.
+    pub(crate) fn respan(&mut self, whole: Span) {
+        self.span = whole;
+        for piece in &mut self.pieces {
+            if let Piece::Variable { span, otherwise, .. } = piece {
+                *span = whole;
+                if let Some((_, word)) = otherwise {
+                    word.respan(whole);
+                }
+            }
+        }
+    }
+
     fn expand_into(&self, out: &mut String, lookup: &dyn Fn(&str) -> Option<String>) -> Result<(), Fault> {
         for piece in &self.pieces {
             match piece {
