@@ -194,9 +194,9 @@ pub(crate) struct Run {
     /// An environment variable for the workload
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) env: Vec<String>,
-    /// What happens when the workload ends by itself
-    #[arg(long, value_enum, default_value = "always")]
-    pub(crate) restart: Restart,
+    /// What happens when the workload ends by itself [default: what the Formfile says, else always]
+    #[arg(long, value_enum)]
+    pub(crate) restart: Option<Restart>,
     /// Do not wait until it runs
     #[arg(long)]
     pub(crate) no_wait: bool,

@@ -7,8 +7,9 @@ use std::time::Duration;
 use form_pack_manager::context::pack_context;
 use form_pack_manager::formfile::Formfile;
 use form_types::v1::build_status::Phase as BuildPhase;
-use form_types::v1::instance_spec::{Power, Restart};
+use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase;
+use form_types::v1::package_spec::Restart;
 use form_types::v1::port::Protocol;
 use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
 use form_types::{Object, kinds, validate};
@@ -53,11 +54,12 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     };
     spec.package.clone_from(&name);
     spec.set_power(Power::On);
-    spec.set_restart(match args.restart {
+    let restart = args.restart.map(|restart| match restart {
         cli::Restart::Always => Restart::Always,
         cli::Restart::OnFailure => Restart::OnFailure,
         cli::Restart::Never => Restart::Never,
     });
+    spec.restart = restart.map(Into::into);
     spec.env.extend(asked.env);
     let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
     if args.no_wait {

@@ -183,7 +183,7 @@ fn every_error_is_reported_in_the_order_of_the_file_and_a_thousand_at_most() {
 fn what_is_wrong_with_one_line_is_said_with_what_to_do() {
     for (line, expected) in [
         ("SHELL [\"/bin/bash\"]", "SHELL is not supported | the shell is `/bin/sh -c`"),
-        ("HEALTCHECK NONE", "unknown instruction `HEALTCHECK` | did you mean `HEALTHCHECK`?"),
+        ("HELTHCHEK NONE", "unknown instruction `HELTHCHEK` | did you mean `HEALTHCHECK`?"),
         ("COPY a", "COPY needs a source and a destination | "),
         ("COPY a b /c", "several sources need a directory to go into | write `/c/`"),
         ("COPY a/../b /c", "the path contains `..` | write it without"),

@@ -14,8 +14,9 @@ use form_client::reconcile::Nudge;
 use form_client::{Action, Client, Controller, Name};
 use form_guest::{Gateways, GuestConfig, Interface};
 use form_service::Health;
-use form_types::v1::instance_spec::{Power, Restart};
+use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase as InstancePhase;
+use form_types::v1::package_spec::Restart;
 use form_types::v1::{InstanceStatus, event_spec};
 use form_types::{Object, kinds, timestamp};
 
@@ -219,7 +220,11 @@ impl Instances {
         });
         let mac = mac.ok_or(InstanceError::NoAddress)?;
         let (gateway_v4, gateway_v6) = self.addresses.host(1);
+        let restart = if spec.restart.is_some() { spec.restart() } else { package.spec.restart() };
         let mut env = package.spec.env.clone();
+        if !package.spec.model.is_empty() {
+            env.entry("FORM_MODEL".to_owned()).or_insert_with(|| package.spec.model.clone());
+        }
         env.extend(spec.env.clone());
         let guest = GuestConfig {
             version: form_guest::VERSION,
@@ -249,7 +254,7 @@ impl Instances {
             base,
             nics: vec![Nic { mac, bridge: self.config.bridge.clone() }],
             guest,
-            restart: match spec.restart() {
+            restart: match restart {
                 Restart::Always => RestartPolicy::Always,
                 Restart::OnFailure => RestartPolicy::OnFailure,
                 Restart::Never => RestartPolicy::Never,
