@@ -8,8 +8,11 @@
 mod ast;
 mod diagnostic;
 mod flags;
+mod ignore;
 mod keywords;
+mod layout;
 mod lines;
+mod lint;
 mod parse;
 mod settings;
 mod template;
@@ -21,8 +24,13 @@ pub use ast::{
     Spanned, Stage, Step,
 };
 pub use diagnostic::{Diagnostic, Fault, Severity, Span};
+pub use ignore::Ignore;
 pub use keywords::{KEYWORDS, Keyword};
+pub use layout::format;
+pub use lint::{LINTS, lint};
 pub use template::{Otherwise, Piece, Template};
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use crate::ast::{Arg, Command, Copy, Formfile, Healthcheck, Op, Run, Settings, Source, Stage, Step};
 use crate::diagnostic::{Diagnostic, Fault, Report, Span};
 use crate::keywords::{FOREIGN, KEYWORDS, find, near, shortened};
+use crate::layout::Spaces;
 use crate::lines::{Item, Line, Style, is_json, items};
 use crate::template::Template;
 use crate::words::{Instruction, Word, is_name, plain_words, split_pair, template, templates, text_template, word};
@@ -81,7 +82,8 @@ impl Draft {
         }
         let whole = instruction.span();
         let style = style_of(keyword, &instruction);
-        let text = format!("{keyword} {}", instruction.joined(if style == Style::Raw { Style::Words } else { style }));
+        let text = Spaces::new(style).collapse(&instruction.joined(style));
+        let text = format!("{keyword} {text}");
         for op in ops(keyword, &mut instruction, report).unwrap_or_default() {
             match (op, self.stages.last_mut()) {
                 (op, Some(stage)) => stage.steps.push(Step { span: whole, text: text.clone(), op }),
@@ -246,7 +248,7 @@ fn ops(keyword: &str, instruction: &mut Instruction<'_, '_>, report: &mut Report
             one(Op::Label(pairs))
         }
         "WORKDIR" => {
-            let path = template(&instruction.rest, report)?;
+            let path = single(keyword, instruction, report)?;
             check(&path, report, |text, span| value::package_path(text, "/", span))?;
             one(Op::Workdir(path))
         }

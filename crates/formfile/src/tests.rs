@@ -256,3 +256,88 @@ fn lines_and_files_that_are_too_long_or_not_utf8_are_refused() {
     let errors = Formfile::parse("Formfile", latin).unwrap_err();
     assert_eq!((errors[0].line, errors[0].column), (3, 9));
 }
+
+#[test]
+fn every_lint_is_found_where_it_stands_and_nowhere_else() {
+    let warned = |text: &str| {
+        let found = lint("Formfile", text.as_bytes()).expect(text);
+        found.iter().map(|warning| (warning.lint.unwrap_or(""), warning.line)).collect::<Vec<_>>()
+    };
+    let bad = "\
+ARG UNUSED
+FROM debian:bookworm AS tools
+FROM example.org/base
+COPY . /src/
+INSTALL gcc
+RUN apt-get install -y make
+WORKDIR src
+ARG API_TOKEN
+ADD a /b
+EXPOSE 80 80/tcp
+MEMORY 64
+ENTRYPOINT /run
+";
+    let expected = [
+        ("unused-arg", 1),
+        ("unused-stage", 2),
+        ("moving-tag", 3),
+        ("runs-as-root", 3),
+        ("cache-lost", 4),
+        ("apt-in-run", 6),
+        ("relative-workdir", 7),
+        ("secret-in-env", 8),
+        ("unused-arg", 8),
+        ("add-copies", 9),
+        ("port-twice", 10),
+        ("small-memory", 11),
+        ("shell-entrypoint", 12),
+    ];
+    assert_eq!(warned(bad), expected);
+    for (name, _) in LINTS {
+        assert!(expected.iter().any(|(found, _)| found == name), "{name}");
+    }
+    let good = "\
+ARG SUITE=bookworm
+FROM debian:${SUITE} AS build
+ARG FLAGS
+INSTALL gcc
+COPY . /src/
+RUN make $FLAGS
+FROM scratch
+COPY --from=build /src/x /x
+USER 1000
+ENV TOKEN_FILE=/run/token
+ADD site.tar.gz /srv/
+EXPOSE 80 80/udp
+MEMORY 64
+ENTRYPOINT [\"/x\"]
+";
+    assert_eq!(warned(good), []);
+}
+
+#[test]
+fn the_canonical_form_keeps_what_only_looks_like_space() {
+    let text = "\n\n# top   \nfrom scratch\n\n\n\ncmd   [ \"/a  b\" ]\nmem  1G\nrun a  'b \\\n   c' \\\n# why  so\n  d <<E\n  x\n\n\nE\n";
+    let expected = "# top\nFROM scratch\n\nCMD [ \"/a  b\" ]\nMEMORY 1G\nRUN a  'b \\\n   c' \\\n    # why  so\n    d <<E\n  x\n\n\nE\n";
+    assert_eq!(format("Formfile", text.as_bytes()).unwrap(), expected);
+}
+
+#[test]
+fn formignore_leaves_out_what_is_below_and_takes_in_again() {
+    let ignore = Ignore::parse(".formignore", b"# built\n/target/\n**/*.log\n!keep.log\ndocs\n!docs/a/**\n").unwrap();
+    for (path, excluded) in [
+        ("target", true),
+        ("target/x/y", true),
+        ("src/target", false),
+        ("a.log", true),
+        ("b/c.log", true),
+        ("keep.log", false),
+        ("b/keep.log", true),
+        ("docs/b", true),
+        ("docs/a/b", false),
+    ] {
+        assert_eq!(ignore.excludes(path), excluded, "{path}");
+    }
+    let errors = Ignore::parse(".formignore", b"a\n../b\n[\n").unwrap_err();
+    assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 3]);
+}
