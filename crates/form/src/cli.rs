@@ -256,6 +256,10 @@ pub(crate) enum Pack {
         #[command(flatten)]
         project: InProject,
     },
+    /// Say what is wrong with a Formfile, and what could be better
+    Lint(Lint),
+    /// Lay a Formfile out in its canonical form
+    Fmt(Layout),
     /// List packages
     List {
         #[command(flatten)]
@@ -269,6 +273,28 @@ pub(crate) enum Pack {
         #[command(flatten)]
         project: InProject,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct Lint {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Fail on warnings too
+    #[arg(long, value_parser = ["warnings"])]
+    pub(crate) deny: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct Layout {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Change nothing; fail if there is something to change
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 #[derive(Subcommand)]

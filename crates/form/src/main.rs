@@ -7,6 +7,7 @@ mod context;
 mod doctor;
 mod error;
 mod files;
+mod formfile;
 mod init;
 mod output;
 mod progress;
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
         Command::Pack(Pack::Build { dir, name, project }) => {
             client().and_then(|api| wait(|| run::pack(api, dir, name, project.project)))
         }
+        Command::Pack(Pack::Lint(args)) => formfile::lint(args),
+        Command::Pack(Pack::Fmt(args)) => formfile::format(args),
         Command::Pack(Pack::List { project, output }) => {
             client().and_then(|api| wait(|| verbs::list_packages(api, project.project, output.output)))
         }

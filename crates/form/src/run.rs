@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
-use form_pack_manager::formfile::Formfile;
 use form_types::v1::build_status::Phase as BuildPhase;
 use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase;
@@ -13,6 +12,7 @@ use form_types::v1::package_spec::Restart;
 use form_types::v1::port::Protocol;
 use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
 use form_types::{Object, kinds, validate};
+use formfile::Formfile;
 use futures::TryStreamExt as _;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -20,6 +20,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::api::Api;
 use crate::error::Error;
+use crate::formfile::refused;
 use crate::output::say;
 use crate::{cli, progress, verbs};
 
@@ -142,10 +143,7 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
     }
     // The build would say the same, after everything was sent.
     let text = std::fs::read(&formfile).map_err(Error::file(&formfile))?;
-    Formfile::parse("Formfile", &text).map_err(|found| {
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        Error::Usage(format!("{}:\n{}", dir.display(), found.join("\n")))
-    })?;
+    Formfile::parse("Formfile", &text).map_err(|found| refused(&formfile, &found))?;
     let nodes = api.list(form_types::KindInfo::find("Node").ok_or(Error::NoContext)?, "", "").await?;
     let url = nodes.items.iter().find_map(|node| node.pointer("/spec/pack_url")?.as_str());
     let url =
