@@ -245,11 +245,22 @@ impl<'t> Report<'t> {
             span,
             severity,
             lint,
-            message: fault.message,
-            hint: fault.hint,
+            message: printable(&fault.message),
+            hint: fault.hint.as_deref().map(printable),
             excerpt: Excerpt::new(source, before, width),
         }
     }
+}
+
+/// Messages quote the file, and what is quoted may be long, or hold escape sequences out of a JSON string.
+fn printable(text: &str) -> String {
+    const MOST: usize = 400;
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let mut out: String = text.chars().take(MOST).map(clean).collect();
+    if text.chars().nth(MOST).is_some() {
+        out.push_str("...");
+    }
+    out
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

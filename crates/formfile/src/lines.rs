@@ -145,7 +145,11 @@ impl<'t> Line<'t> {
             for c in before.chars() {
                 quotes.step(c);
             }
-            free.push(!opaque && quotes.outside() && (before.ends_with(is_space) || after.starts_with(is_space)));
+            // An escaped space is none that separates.
+            let escaped = before.trim_end_matches(is_space).ends_with('\\');
+            free.push(
+                !opaque && !escaped && quotes.outside() && (before.ends_with(is_space) || after.starts_with(is_space)),
+            );
         }
         free
     }

@@ -341,3 +341,10 @@ fn formignore_leaves_out_what_is_below_and_takes_in_again() {
     let errors = Ignore::parse(".formignore", b"a\n../b\n[\n").unwrap_err();
     assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 3]);
 }
+
+#[test]
+fn what_a_message_quotes_cannot_speak_to_a_terminal_nor_fill_it() {
+    let quoted = complaint("VOLUME [\"\\u001b[2Jx\"]");
+    assert!(!quoted.contains('\u{1b}'), "{quoted:?}");
+    assert!(complaint(&format!("USER A{}", "x".repeat(10_000))).len() < 1000);
+}

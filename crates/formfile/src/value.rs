@@ -193,9 +193,9 @@ pub fn signal(text: &str, span: Span) -> Result<u8, Fault> {
     let known = SIGNALS.iter().find(|(known, _)| *known == name).map(|&(_, number)| number);
     let number = if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None };
     match known.or(number) {
-        Some(number @ 1..=64) => Ok(number),
+        Some(number @ 1..=31) => Ok(number),
         _ => {
-            let hint = "write a name such as `SIGINT`, or a number from 1 to 64";
+            let hint = "write a name such as `SIGINT`, or a number from 1 to 31";
             Err(Fault::new(span, format!("`{text}` is no signal"), hint))
         }
     }
