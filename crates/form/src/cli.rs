@@ -197,6 +197,10 @@ pub(crate) struct Run {
     /// What happens when the workload ends by itself [default: what the Formfile says, else always]
     #[arg(long, value_enum)]
     pub(crate) restart: Option<Restart>,
+    /// How many of it: NAME-1, NAME-2 and so on, which share NAME; run it again to have more or fewer [default: what
+    /// the Formfile says, else one that is called NAME]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) replicas: Option<u32>,
     /// Do not wait until it runs
     #[arg(long)]
     pub(crate) no_wait: bool,
