@@ -306,13 +306,15 @@ fn markers<'t>(line: &Line<'t>) -> Vec<Heredoc<'t>> {
     let mut fresh = false;
     let mut at = 0_usize;
     while let Some(&(_, c)) = chars.get(at) {
-        if fresh && quotes.outside() && c == '<' {
-            if let Some((heredoc, end)) = marker(&chars, at) {
-                found.push(heredoc);
-                at = end;
-                fresh = false;
-                continue;
-            }
+        if fresh
+            && quotes.outside()
+            && c == '<'
+            && let Some((heredoc, end)) = marker(&chars, at)
+        {
+            found.push(heredoc);
+            at = end;
+            fresh = false;
+            continue;
         }
         fresh = quotes.outside() && (is_space(c) || (fresh && c.is_ascii_digit()));
         quotes.step(c);

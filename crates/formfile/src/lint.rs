@@ -98,12 +98,12 @@ fn steps(stage: &Stage, report: &mut Report<'_>) {
                 }
             }
             Op::Run(run) => {
-                if let Command::Shell(text) | Command::Script(text) = &run.command {
-                    if text.contains("apt-get install") || text.contains("apt install") {
-                        let message = "packages that RUN installs are fetched anew whenever a step before it changes";
-                        let hint = "write `INSTALL` and the packages: it fetches once, and leaves no lists behind";
-                        report.warning("apt-in-run", Fault::new(step.span, message, hint));
-                    }
+                if let Command::Shell(text) | Command::Script(text) = &run.command
+                    && (text.contains("apt-get install") || text.contains("apt install"))
+                {
+                    let message = "packages that RUN installs are fetched anew whenever a step before it changes";
+                    let hint = "write `INSTALL` and the packages: it fetches once, and leaves no lists behind";
+                    report.warning("apt-in-run", Fault::new(step.span, message, hint));
                 }
             }
             _ => {}

@@ -131,11 +131,12 @@ impl Draft {
         if self.stages.is_empty() && !self.early {
             report.error_with_hint(top, "FROM is missing", "start the Formfile with `FROM scratch` or another base");
         }
-        if let Some(last) = self.stages.last().filter(|last| last.from.literal() == Some("scratch")) {
-            if !self.seen.contains_key("ENTRYPOINT") && !self.seen.contains_key("CMD") {
-                let hint = format!("for example `{}`", example("ENTRYPOINT"));
-                report.error_with_hint(last.from.span, "ENTRYPOINT is missing: the package starts nothing", hint);
-            }
+        if let Some(last) = self.stages.last().filter(|last| last.from.literal() == Some("scratch"))
+            && !self.seen.contains_key("ENTRYPOINT")
+            && !self.seen.contains_key("CMD")
+        {
+            let hint = format!("for example `{}`", example("ENTRYPOINT"));
+            report.error_with_hint(last.from.span, "ENTRYPOINT is missing: the package starts nothing", hint);
         }
         Formfile { args: self.args, stages: self.stages, settings: self.settings }
     }

@@ -1,5 +1,7 @@
 //! The language and the page that describes it are one.
 
+#![allow(clippy::expect_used, reason = "a test may")]
+
 use std::collections::BTreeSet;
 
 use formfile::{Formfile, KEYWORDS, LINTS};
