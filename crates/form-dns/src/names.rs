@@ -2,22 +2,24 @@
 //!
 //! | resource | what is answered |
 //! | --- | --- |
-//! | an Instance that runs | A and AAAA of INSTANCE.PROJECT.ZONE, PTR of its addresses, SRV `_PORT._tcp` of its ports |
+//! | an Instance that runs, and is not known to be ill | A and AAAA of INSTANCE.PROJECT.ZONE, PTR of its addresses, SRV `_PORT._tcp` of its ports |
+//! | its aliases | A, AAAA and SRV of all instances that serve and share one, unless an instance has it for its own name |
 //! | a Node | the reverse zones of its prefixes |
 //! | a Zone | a zone, unless its domain is the cluster's or lies in another project's |
 //! | a Record | an RRset, in its Zone or in the project's part of the cluster's zone |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use form_client::reconcile::Nudge;
 use form_client::{Action, Client, Controller, Name as ResourceName};
 use form_service::Health;
+use form_types::v1::instance_health::State as HealthState;
 use form_types::v1::instance_status::Phase;
 use form_types::v1::port::Protocol;
-use form_types::v1::{RecordStatus, ZoneStatus, record_spec};
+use form_types::v1::{InstanceStatus, RecordStatus, ZoneStatus, record_spec};
 use form_types::{Object, kinds};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -42,6 +44,42 @@ pub(crate) struct Names {
     pub(crate) instance_ttl: u32,
     /// The users' zones that are served: which resource's, and its default TTL.
     pub(crate) served: Mutex<HashMap<Name, (ResourceName, u32)>>,
+    pub(crate) instances: Mutex<Known>,
+}
+
+/// The instances that there are, and who goes by which alias: a name of one's own comes before an alias of others.
+#[derive(Default)]
+pub(crate) struct Known {
+    instances: HashMap<ResourceName, Object<kinds::Instance>>,
+    aliases: HashMap<ResourceName, BTreeSet<ResourceName>>,
+}
+
+impl Known {
+    /// Takes in what became of an instance; answers with the others whose names that changes.
+    fn note(&mut self, name: &ResourceName, now: Option<Object<kinds::Instance>>) -> Vec<ResourceName> {
+        let alias = |alias: &String| ResourceName { project: name.project.clone(), name: alias.clone() };
+        let is = now.is_some();
+        let new: Vec<_> = now.iter().flat_map(|instance| &instance.spec.aliases).map(alias).collect();
+        let before = match now {
+            Some(now) => self.instances.insert(name.clone(), now),
+            None => self.instances.remove(name),
+        };
+        for old in before.iter().flat_map(|instance| &instance.spec.aliases).map(alias) {
+            if let Some(those) = self.aliases.get_mut(&old) {
+                those.remove(name);
+                if those.is_empty() {
+                    self.aliases.remove(&old);
+                }
+            }
+        }
+        for new in new {
+            self.aliases.entry(new).or_default().insert(name.clone());
+        }
+        if is == before.is_some() {
+            return Vec::new();
+        }
+        self.aliases.get(name).into_iter().flatten().filter(|other| *other != name).cloned().collect()
+    }
 }
 
 impl Names {
@@ -59,7 +97,7 @@ impl Names {
         }
     }
 
-    fn served(&self) -> std::sync::MutexGuard<'_, HashMap<Name, (ResourceName, u32)>> {
+    fn served(&self) -> MutexGuard<'_, HashMap<Name, (ResourceName, u32)>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -76,51 +114,88 @@ impl Controller for Instances {
         name: &ResourceName,
         wanted: Option<Object<kinds::Instance>>,
     ) -> Result<Action, crate::ZoneError> {
-        let records = wanted.map(|instance| self.records(&instance)).unwrap_or_default();
-        self.0.zones.upsert(&format!("Instance/{name}"), records)?;
+        let mut known = self.known();
+        let others = known.note(name, wanted);
+        // Whoever loses an alias first, so that the name never answers with two kinds of things.
+        for name in others.iter().chain([name]) {
+            let records = known.instances.get(name).map(|instance| self.records(instance, &known)).unwrap_or_default();
+            self.0.zones.upsert(&format!("Instance/{name}"), records)?;
+        }
         Ok(Action::Wait)
     }
 
     async fn listed(&self, all: &[Object<kinds::Instance>]) {
         // Before the first answer: a name that exists must not be denied because it has not been looked at yet.
+        let mut known = self.known();
         for instance in all {
-            if let Err(error) =
-                self.0.zones.upsert(&format!("Instance/{}", ResourceName::of(instance)), self.records(instance))
-            {
+            known.note(&ResourceName::of(instance), Some(instance.clone()));
+        }
+        for instance in all {
+            let records = self.records(instance, &known);
+            if let Err(error) = self.0.zones.upsert(&format!("Instance/{}", ResourceName::of(instance)), records) {
                 tracing::warn!(%error, "an instance has no name");
             }
         }
+        drop(known);
         self.0.health.done("instances");
     }
 }
 
 impl Instances {
-    fn records(&self, instance: &Object<kinds::Instance>) -> Vec<Record> {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn records(&self, instance: &Object<kinds::Instance>, known: &Known) -> Vec<Record> {
         let ttl = self.0.instance_ttl;
         let runs = instance.status.phase() == Phase::Running && !instance.is_being_deleted();
-        let host = format!("{}.{}", instance.meta.name, instance.meta.project);
-        let host = Name::from_ascii(&host).and_then(|name| name.append_domain(&self.0.cluster));
-        let (true, Ok(host)) = (runs, host) else { return Vec::new() };
-        let mut records = Vec::new();
-        for address in instance.status.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let data = match address {
-                IpAddr::V4(address) => RData::A(A(address)),
-                IpAddr::V6(address) => RData::AAAA(AAAA(address)),
-            };
-            records.push(Record::from_rdata(host.clone(), ttl, data));
-            records.push(Record::from_rdata(reverse_name(address), ttl, RData::PTR(PTR(host.clone()))));
+        let host = |name: &str| {
+            Name::from_ascii(format!("{name}.{}", instance.meta.project))
+                .and_then(|name| name.append_domain(&self.0.cluster))
+        };
+        let (true, Ok(own)) = (runs && serves(&instance.status), host(&instance.meta.name)) else { return Vec::new() };
+        let mut records = named(instance, &own, &own, ttl);
+        for address in addresses(instance) {
+            records.push(Record::from_rdata(reverse_name(address), ttl, RData::PTR(PTR(own.clone()))));
         }
-        for port in &instance.status.ports {
-            let protocol = if port.protocol() == Protocol::Udp { "_udp" } else { "_tcp" };
-            let service =
-                Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(&host));
-            if let (Ok(service), Ok(number)) = (service, u16::try_from(port.port)) {
-                let data = RData::SRV(SRV::new(0, 0, number, host.clone()));
-                records.push(Record::from_rdata(service, ttl, data));
+        for alias in &instance.spec.aliases {
+            let other = ResourceName { project: instance.meta.project.clone(), name: alias.clone() };
+            if let (false, Ok(shared)) = (known.instances.contains_key(&other), host(alias)) {
+                records.extend(named(instance, &own, &shared, ttl));
             }
         }
         records
     }
+}
+
+/// Whether it is well, as far as anybody asks: a package without a health check is well where it runs.
+fn serves(status: &InstanceStatus) -> bool {
+    status.health.as_ref().is_none_or(|health| health.state() == HealthState::Healthy)
+}
+
+fn addresses(instance: &Object<kinds::Instance>) -> impl Iterator<Item = IpAddr> {
+    instance.status.addresses.iter().filter_map(|address| address.parse().ok())
+}
+
+/// What is answered under `host` for the instance that is called `own`: its addresses, and where its ports are.
+fn named(instance: &Object<kinds::Instance>, own: &Name, host: &Name, ttl: u32) -> Vec<Record> {
+    let mut records = Vec::new();
+    for address in addresses(instance) {
+        let data = match address {
+            IpAddr::V4(address) => RData::A(A(address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+        };
+        records.push(Record::from_rdata(host.clone(), ttl, data));
+    }
+    for port in &instance.status.ports {
+        let protocol = if port.protocol() == Protocol::Udp { "_udp" } else { "_tcp" };
+        let service = Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(host));
+        if let (Ok(service), Ok(number)) = (service, u16::try_from(port.port)) {
+            let data = RData::SRV(SRV::new(0, 0, number, own.clone()));
+            records.push(Record::from_rdata(service, ttl, data));
+        }
+    }
+    records
 }
 
 /// The reverse zones of nodes.
@@ -353,5 +428,44 @@ mod tests {
             assert!(data(rtype, &format!("{text}.")).unwrap().ends_with("web."), "{text}.");
         }
         assert!(data(Type::A, "web").unwrap_err().starts_with("spec.data[0]: \"web\" is no data of a A record"));
+    }
+
+    fn resource(name: &str) -> ResourceName {
+        ResourceName { project: "p".into(), name: name.into() }
+    }
+
+    fn instance(name: &str, aliases: &[&str]) -> Object<kinds::Instance> {
+        let aliases = aliases.iter().map(|&alias| alias.to_owned()).collect();
+        Object::new("p", name, form_types::v1::InstanceSpec { aliases, ..Default::default() })
+    }
+
+    #[test]
+    fn a_name_of_ones_own_comes_and_goes_with_news_for_those_who_share_it() {
+        let mut known = Known::default();
+        for name in ["web-1", "web-2"] {
+            assert_eq!(known.note(&resource(name), Some(instance(name, &["web"]))), []);
+        }
+        let both = [resource("web-1"), resource("web-2")];
+        assert_eq!(known.note(&resource("web"), Some(instance("web", &["web"]))), both);
+        assert_eq!(known.note(&resource("web"), Some(instance("web", &[]))), [], "it was there before");
+        assert_eq!(known.note(&resource("web-2"), Some(instance("web-2", &["other"]))), []);
+        assert_eq!(known.note(&resource("web"), None), [resource("web-1")]);
+        for name in ["web-1", "web-2"] {
+            known.note(&resource(name), None);
+        }
+        assert!(known.aliases.is_empty() && known.instances.is_empty());
+    }
+
+    #[test]
+    fn what_is_checked_has_a_name_only_while_it_is_healthy() {
+        let status = |state: Option<HealthState>| InstanceStatus {
+            health: state.map(|state| form_types::v1::InstanceHealth { state: state.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        assert!(serves(&status(None)));
+        assert!(serves(&status(Some(HealthState::Healthy))));
+        for state in [HealthState::Unknown, HealthState::Starting, HealthState::Unhealthy] {
+            assert!(!serves(&status(Some(state))), "{state:?}");
+        }
     }
 }

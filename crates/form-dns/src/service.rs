@@ -55,6 +55,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
         cluster: cluster.clone(),
         instance_ttl: config.instance_ttl,
         served: Mutex::new(HashMap::new()),
+        instances: Mutex::default(),
     });
     let server = Server::bind(
         Handler::new(Arc::clone(&zones)),

@@ -221,5 +221,6 @@ fn spec_of(package: &Package) -> PackageSpec {
         user: package.user.clone().unwrap_or_default(),
         workdir: package.workdir.clone(),
         ports: package.ports.iter().map(port).collect(),
+        ..Default::default()
     }
 }

@@ -285,6 +285,15 @@ async fn the_scheduler_places_what_fits_and_says_why_the_rest_waits() {
     let placed = until::<kinds::Instance>(&watcher, "default", "second", reason("Placed")).await;
     assert_eq!(placed.status.node, "large");
 
+    // What nobody can give is not promised.
+    let packs = cloud.service("form-pack-manager", "one");
+    let mut package = packs.get::<kinds::Package>("default", "hello").await.unwrap();
+    package.spec.gpus = 1;
+    packs.apply(package).await.unwrap();
+    admin.post(instances, an_instance("drawing", 64)).await.ok();
+    let waits = until::<kinds::Instance>(&watcher, "default", "drawing", reason("NoGpu")).await;
+    assert!(waits.status.message.contains("needs 1 GPU"), "{}", waits.status.message);
+
     // What happened is told, once.
     let placements = async || {
         let events = watcher.list::<kinds::Event>("default").await.unwrap().items;

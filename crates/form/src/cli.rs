@@ -194,9 +194,13 @@ pub(crate) struct Run {
     /// An environment variable for the workload
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) env: Vec<String>,
-    /// What happens when the workload ends by itself
-    #[arg(long, value_enum, default_value = "always")]
-    pub(crate) restart: Restart,
+    /// What happens when the workload ends by itself [default: what the Formfile says, else always]
+    #[arg(long, value_enum)]
+    pub(crate) restart: Option<Restart>,
+    /// How many of it: NAME-1, NAME-2 and so on, which share NAME; run it again to have more or fewer [default: what
+    /// the Formfile says, else one that is called NAME]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) replicas: Option<u32>,
     /// Do not wait until it runs
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -256,6 +260,10 @@ pub(crate) enum Pack {
         #[command(flatten)]
         project: InProject,
     },
+    /// Say what is wrong with a Formfile, and what could be better
+    Lint(Lint),
+    /// Lay a Formfile out in its canonical form
+    Fmt(Layout),
     /// List packages
     List {
         #[command(flatten)]
@@ -343,6 +351,28 @@ pub(crate) struct Outside {
     /// Ask without TLS
     #[arg(long)]
     pub(crate) plain_http: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Lint {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Fail on warnings too
+    #[arg(long, value_parser = ["warnings"])]
+    pub(crate) deny: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct Layout {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Change nothing; fail if there is something to change
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 #[derive(Subcommand)]

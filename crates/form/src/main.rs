@@ -7,6 +7,7 @@ mod context;
 mod doctor;
 mod error;
 mod files;
+mod formfile;
 mod init;
 mod output;
 mod pack;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Command::Run(args) => client().and_then(|api| wait(|| run::run(api, args))),
         Command::Logs(args) => client().and_then(|api| wait(|| verbs::logs(api, args))),
         Command::Instance(args) => client().and_then(|api| wait(|| verbs::instance(api, args))),
-        Command::Pack(args) => client().and_then(|api| wait(|| pack::pack(api, args))),
+        Command::Pack(args) => wait(|| pack::pack(client, args)),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }

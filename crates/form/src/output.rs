@@ -79,6 +79,10 @@ fn columns(kind: &KindInfo) -> Vec<Column> {
             always("PACKAGE", |item| at(item, "/spec/package")),
             always("NODE", |item| at(item, "/status/node")),
             always("ADDRESSES", |item| at(item, "/status/addresses")),
+            always("HEALTH", |item| match item.pointer("/status/health") {
+                Some(health) => or(at(health, "/state"), "Unknown"),
+                None => String::new(),
+            }),
             always("RESTARTS", |item| or(at(item, "/status/restarts"), "0")),
             wide("EXIT", |item| at(item, "/status/exit_code")),
             wide("MESSAGE", |item| at(item, "/status/message")),

@@ -14,7 +14,7 @@ use crate::cli::Pack;
 use crate::error::Error;
 use crate::output::say;
 use crate::registry::{Descriptor, Repository};
-use crate::{progress, run, verbs};
+use crate::{formfile, progress, run, verbs};
 
 const LATEST: &str = "latest";
 /// Blobs of an image that are moved at the same time.
@@ -22,14 +22,17 @@ const AT_ONCE: usize = 4;
 /// How deep indexes may name indexes.
 const MOST_DEPTH: usize = 4;
 
-pub(crate) async fn pack(api: Api, args: Pack) -> Result<(), Error> {
+/// `api` is asked for where a cloud is needed.
+pub(crate) async fn pack(api: impl FnOnce() -> Result<Api, Error>, args: Pack) -> Result<(), Error> {
     match args {
-        Pack::Build { dir, name, project } => run::build_package(api, dir, name, project.project).await,
-        Pack::List { project, output } => verbs::list_packages(api, project.project, output.output).await,
-        Pack::Inspect { name, project } => verbs::inspect_package(api, project.project, name).await,
+        Pack::Lint(args) => formfile::lint(args),
+        Pack::Fmt(args) => formfile::format(args),
+        Pack::Build { dir, name, project } => run::build_package(api()?, dir, name, project.project).await,
+        Pack::List { project, output } => verbs::list_packages(api()?, project.project, output.output).await,
+        Pack::Inspect { name, project } => verbs::inspect_package(api()?, project.project, name).await,
         Pack::Push { image, to, outside, project } => {
             let image = Image::parse(&image, &project.project)?;
-            let (from, to) = (image.repository(&api).await?, Repository::of(&to, &outside)?);
+            let (from, to) = (image.repository(&api()?).await?, Repository::of(&to, &outside)?);
             to.log_in(RegistryOperation::Push).await?;
             let tag = to.asked().unwrap_or(&image.at).to_owned();
             let manifest = copy(&from, &image.at, &to, &tag).await?;
@@ -48,12 +51,12 @@ pub(crate) async fn pack(api: Api, args: Pack) -> Result<(), Error> {
                 (None, Repository::Ours { .. }) => return Err(Error::NoContext),
             };
             let image = Image::parse(&named, &project.project)?;
-            let manifest = copy(&from, &at, &image.repository(&api).await?, &image.at).await?;
+            let manifest = copy(&from, &at, &image.repository(&api()?).await?, &image.at).await?;
             say(format_args!("pulled {image} {manifest}"))
         }
         Pack::Tag { image, tags, project } => {
             let image = Image::parse(&image, &project.project)?;
-            let repository = image.repository(&api).await?;
+            let repository = image.repository(&api()?).await?;
             let manifest = repository.manifest(&image.at).await?;
             for tag in &tags {
                 repository.put_manifest(tag, &manifest).await?;
@@ -61,10 +64,10 @@ pub(crate) async fn pack(api: Api, args: Pack) -> Result<(), Error> {
             }
             Ok(())
         }
-        Pack::Rm { image, project } => rm(&api, &image, &project.project).await,
-        Pack::Gc => gc(&api).await,
-        Pack::History { image, project } => history(&api, &Image::parse(&image, &project.project)?).await,
-        Pack::Verify { image, project } => verify(&api, &Image::parse(&image, &project.project)?).await,
+        Pack::Rm { image, project } => rm(&api()?, &image, &project.project).await,
+        Pack::Gc => gc(&api()?).await,
+        Pack::History { image, project } => history(&api()?, &Image::parse(&image, &project.project)?).await,
+        Pack::Verify { image, project } => verify(&api()?, &Image::parse(&image, &project.project)?).await,
     }
 }
 

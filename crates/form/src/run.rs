@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
-use form_pack_manager::formfile::Formfile;
 use form_types::v1::build_status::Phase as BuildPhase;
-use form_types::v1::instance_spec::{Power, Restart};
+use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase;
+use form_types::v1::package_spec::Restart;
 use form_types::v1::port::Protocol;
 use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
-use form_types::{Object, kinds, validate};
+use form_types::{Kind as _, Object, kinds, validate};
+use formfile::Formfile;
 use futures::TryStreamExt as _;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::api::Api;
 use crate::error::Error;
+use crate::formfile::refused;
 use crate::output::say;
 use crate::{cli, pack, progress, verbs};
 
@@ -46,31 +48,98 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     validate(&draft.into()).map_err(|invalid| Error::Usage(invalid.to_string()))?;
     let digest = build(&api, &args.dir, &name, &project).await?;
 
-    let mut spec = match api.get_object::<kinds::Instance>(&project, &name).await {
-        Ok(instance) => again(&instance, &digest),
-        Err(Error::Refused(problem)) if problem.status == 404 => InstanceSpec::default(),
-        Err(error) => return Err(error),
-    };
-    spec.package.clone_from(&name);
-    spec.set_power(Power::On);
-    spec.set_restart(match args.restart {
+    let restart = args.restart.map(|restart| match restart {
         cli::Restart::Always => Restart::Always,
         cli::Restart::OnFailure => Restart::OnFailure,
         cli::Restart::Never => Restart::Never,
     });
-    spec.env.extend(asked.env);
-    let instance = api.apply_object(Object::<kinds::Instance>::new(&project, &name, spec)).await?;
-    if args.no_wait {
-        return say(format_args!("instance {name} is wanted"));
+    asked.restart = restart.map(Into::into);
+    let set = replicas(&api, &project, &name, args.replicas).await?;
+    let mut wanted = Vec::new();
+    for (name, shared) in &set.wanted {
+        wanted.push(want(&api, &project, name, shared.as_deref(), &asked, &digest).await?);
     }
-    let running = verbs::wait_until(&api, &instance, &[Phase::Running]).await?;
-    let running = settle(&api, running).await?;
-    if running.status.phase() != Phase::Running {
-        return say(format_args!("{name} has ended: {}", running.status.message));
+    // Only now, so that the name answers all the while.
+    for surplus in &set.surplus {
+        api.delete(kinds::Instance::INFO, &project, surplus).await?;
+        say(format_args!("instance {surplus} is going"))?;
     }
-    let addresses = running.status.addresses.join(", ");
-    let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
-    say(format_args!("{name} runs at {addresses}; http://{name}.{project}.{}{port}/", api.zone()))
+    for instance in &wanted {
+        let name = &instance.meta.name;
+        if args.no_wait {
+            say(format_args!("instance {name} is wanted"))?;
+            continue;
+        }
+        let running = verbs::wait_until(&api, instance, &[Phase::Running]).await?;
+        let running = settle(&api, running).await?;
+        if running.status.phase() != Phase::Running {
+            say(format_args!("{name} has ended: {}", running.status.message))?;
+            continue;
+        }
+        let addresses = running.status.addresses.join(", ");
+        let port = running.status.ports.first().map_or_else(String::new, |port| format!(":{}", port.port));
+        say(format_args!("{name} runs at {addresses}; http://{name}.{project}.{}{port}/", api.zone()))?;
+    }
+    Ok(())
+}
+
+/// The label of instances that are one of several, with the name that they share.
+const REPLICA_OF: &str = "replica-of";
+
+/// Which instances are to be, each with the name that it shares, and which are too many.
+struct Replicas {
+    wanted: Vec<(String, Option<String>)>,
+    surplus: Vec<String>,
+}
+
+/// One instance goes by its own name. As soon as there were several, there is a set, and one of it is `NAME-1`.
+async fn replicas(api: &Api, project: &str, name: &str, asked: Option<u32>) -> Result<Replicas, Error> {
+    let package = api.get_object::<kinds::Package>(project, name).await?;
+    let count = asked.or(package.spec.replicas).unwrap_or(1);
+    let there = api.list(kinds::Instance::INFO, project, &format!("{REPLICA_OF}={name}")).await?.items;
+    if count == 1 && there.is_empty() {
+        return Ok(Replicas { wanted: vec![(name.to_owned(), None)], surplus: Vec::new() });
+    }
+    match api.get_object::<kinds::Instance>(project, name).await {
+        Err(Error::Refused(problem)) if problem.status == 404 => {}
+        Err(error) => return Err(error),
+        Ok(_) => {
+            return Err(Error::Usage(format!(
+                "there is an instance {name}, so several cannot share its name; `form instance delete {name}` first, or \
+                 give another --name"
+            )));
+        }
+    }
+    let wanted: Vec<_> = (1..=count).map(|number| (format!("{name}-{number}"), Some(name.to_owned()))).collect();
+    let names = there.iter().filter_map(|item| item.get("name")?.as_str());
+    let surplus = names.filter(|there| !wanted.iter().any(|(name, _)| name == there)).map(str::to_owned).collect();
+    Ok(Replicas { wanted, surplus })
+}
+
+/// Has one instance be as it was asked for.
+async fn want(
+    api: &Api,
+    project: &str,
+    name: &str,
+    shared: Option<&str>,
+    asked: &InstanceSpec,
+    digest: &str,
+) -> Result<Object<kinds::Instance>, Error> {
+    let mut spec = match api.get_object::<kinds::Instance>(project, name).await {
+        Ok(instance) => again(&instance, digest),
+        Err(Error::Refused(problem)) if problem.status == 404 => InstanceSpec::default(),
+        Err(error) => return Err(error),
+    };
+    spec.package.clone_from(&asked.package);
+    spec.set_power(Power::On);
+    spec.restart = asked.restart;
+    spec.env.extend(asked.env.clone());
+    let mut instance = Object::<kinds::Instance>::new(project, name, spec);
+    if let Some(shared) = shared {
+        instance.spec.aliases = vec![shared.to_owned()];
+        instance.meta.labels.insert(REPLICA_OF.to_owned(), shared.to_owned());
+    }
+    api.apply_object(instance).await
 }
 
 /// What an instance that is there already is to be: restarted, where it has another package or does not run.
@@ -140,10 +209,7 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
     }
     // The build would say the same, after everything was sent.
     let text = std::fs::read(&formfile).map_err(Error::file(&formfile))?;
-    Formfile::parse("Formfile", &text).map_err(|found| {
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        Error::Usage(format!("{}:\n{}", dir.display(), found.join("\n")))
-    })?;
+    Formfile::parse("Formfile", &text).map_err(|found| refused(&formfile, &found))?;
     // Into a file first: a directory that changes meanwhile must not break an upload in its middle.
     let directory = dir.to_owned();
     let packed = tokio::task::spawn_blocking(move || -> Result<std::fs::File, Error> {

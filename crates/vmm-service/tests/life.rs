@@ -2,6 +2,8 @@
 
 mod common;
 
+use form_guest::HealthCheck;
+
 use common::{ADDRESS_V6, console, get, greeting, lives, reaches, story};
 use vmm_service::{Phase, RestartPolicy, Vm};
 
@@ -98,6 +100,41 @@ fn a_machine_that_cannot_be_made_yet_says_why_and_is_made_once_it_can() {
 
         stage.host.network.ensure_bridge("br-late", &[]).await.unwrap();
         reaches(&vm, Phase::Running).await;
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
+    });
+}
+
+#[test]
+fn a_health_check_a_volume_and_a_stop_signal_are_the_guests_affair_and_are_told() {
+    story(|stage| async move {
+        let mut spec = stage.hello();
+        // The program itself, once more: the port is taken, so the check fails and says why.
+        spec.guest.health = Some(HealthCheck {
+            command: vec!["/hello".into()],
+            interval_seconds: 1,
+            timeout_seconds: 10,
+            start_period_seconds: 0,
+            retries: 2,
+        });
+        // Nothing could be started in a directory that nobody made.
+        spec.guest.volumes = vec!["/srv/data".into()];
+        spec.guest.workdir = "/srv/data".into();
+        spec.guest.stop_signal = 1;
+        let vm = Vm::ensure(&stage.host, spec, true).unwrap();
+        let mut watch = vm.watch();
+        let ill = watch.wait_for(|status| status.health.is_some());
+        let Ok(status) = tokio::time::timeout(common::PATIENCE, ill).await else {
+            panic!("not judged; console:\n{}", console(&vm).await)
+        };
+        let health = status.unwrap().health.clone().unwrap();
+        assert!(!health.healthy && health.output.contains("in use"), "{health:?}");
+        assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"), "it is ill, and runs on");
+
+        vm.stop().await.unwrap();
+        let status = reaches(&vm, Phase::Stopped).await;
+        assert_eq!(status.last_exit.unwrap().signal, Some(1), "SIGHUP");
+        assert_eq!(status.health, None);
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;
     });
