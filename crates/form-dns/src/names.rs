@@ -2,7 +2,7 @@
 //!
 //! | resource | what is answered |
 //! | --- | --- |
-//! | an Instance that runs | A and AAAA of INSTANCE.PROJECT.ZONE, PTR of its addresses, SRV `_PORT._tcp` of its ports |
+//! | an Instance that runs, and is not known to be ill | A and AAAA of INSTANCE.PROJECT.ZONE, PTR of its addresses, SRV `_PORT._tcp` of its ports |
 //! | a Node | the reverse zones of its prefixes |
 //! | a Zone | a zone, unless its domain is the cluster's or lies in another project's |
 //! | a Record | an RRset, in its Zone or in the project's part of the cluster's zone |
@@ -15,9 +15,10 @@ use std::time::{Duration, SystemTime};
 use form_client::reconcile::Nudge;
 use form_client::{Action, Client, Controller, Name as ResourceName};
 use form_service::Health;
+use form_types::v1::instance_health::State as HealthState;
 use form_types::v1::instance_status::Phase;
 use form_types::v1::port::Protocol;
-use form_types::v1::{RecordStatus, ZoneStatus, record_spec};
+use form_types::v1::{InstanceStatus, RecordStatus, ZoneStatus, record_spec};
 use form_types::{Object, kinds};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -98,29 +99,47 @@ impl Instances {
     fn records(&self, instance: &Object<kinds::Instance>) -> Vec<Record> {
         let ttl = self.0.instance_ttl;
         let runs = instance.status.phase() == Phase::Running && !instance.is_being_deleted();
-        let host = format!("{}.{}", instance.meta.name, instance.meta.project);
-        let host = Name::from_ascii(&host).and_then(|name| name.append_domain(&self.0.cluster));
-        let (true, Ok(host)) = (runs, host) else { return Vec::new() };
-        let mut records = Vec::new();
-        for address in instance.status.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let data = match address {
-                IpAddr::V4(address) => RData::A(A(address)),
-                IpAddr::V6(address) => RData::AAAA(AAAA(address)),
-            };
-            records.push(Record::from_rdata(host.clone(), ttl, data));
-            records.push(Record::from_rdata(reverse_name(address), ttl, RData::PTR(PTR(host.clone()))));
-        }
-        for port in &instance.status.ports {
-            let protocol = if port.protocol() == Protocol::Udp { "_udp" } else { "_tcp" };
-            let service =
-                Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(&host));
-            if let (Ok(service), Ok(number)) = (service, u16::try_from(port.port)) {
-                let data = RData::SRV(SRV::new(0, 0, number, host.clone()));
-                records.push(Record::from_rdata(service, ttl, data));
-            }
+        let host = |name: &str| {
+            Name::from_ascii(format!("{name}.{}", instance.meta.project))
+                .and_then(|name| name.append_domain(&self.0.cluster))
+        };
+        let (true, Ok(own)) = (runs && serves(&instance.status), host(&instance.meta.name)) else { return Vec::new() };
+        let mut records = named(instance, &own, ttl);
+        for address in addresses(instance) {
+            records.push(Record::from_rdata(reverse_name(address), ttl, RData::PTR(PTR(own.clone()))));
         }
         records
     }
+}
+
+/// Whether it is well, as far as anybody asks: a package without a health check is well where it runs.
+fn serves(status: &InstanceStatus) -> bool {
+    status.health.as_ref().is_none_or(|health| health.state() == HealthState::Healthy)
+}
+
+fn addresses(instance: &Object<kinds::Instance>) -> impl Iterator<Item = IpAddr> {
+    instance.status.addresses.iter().filter_map(|address| address.parse().ok())
+}
+
+/// What is answered under `host` for the instance: its addresses and its ports.
+fn named(instance: &Object<kinds::Instance>, host: &Name, ttl: u32) -> Vec<Record> {
+    let mut records = Vec::new();
+    for address in addresses(instance) {
+        let data = match address {
+            IpAddr::V4(address) => RData::A(A(address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+        };
+        records.push(Record::from_rdata(host.clone(), ttl, data));
+    }
+    for port in &instance.status.ports {
+        let protocol = if port.protocol() == Protocol::Udp { "_udp" } else { "_tcp" };
+        let service = Name::from_ascii(format!("_{}.{protocol}", port.port)).and_then(|name| name.append_domain(host));
+        if let (Ok(service), Ok(number)) = (service, u16::try_from(port.port)) {
+            let data = RData::SRV(SRV::new(0, 0, number, host.clone()));
+            records.push(Record::from_rdata(service, ttl, data));
+        }
+    }
+    records
 }
 
 /// The reverse zones of nodes.

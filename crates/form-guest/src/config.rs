@@ -45,6 +45,30 @@ pub struct GuestConfig {
     /// Seconds between SIGTERM and SIGKILL when the guest is asked to stop.
     #[serde(default = "default_grace")]
     pub grace_seconds: u32,
+    /// The number of the signal that asks the entrypoint to stop, 1 to 31.
+    #[serde(default = "default_stop_signal")]
+    pub stop_signal: i32,
+    /// Directories to make where they are absent: absolute paths.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// How it is found out whether the workload serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+}
+
+/// A command that is run as the entrypoint is: as its user, in its directory and environment. Exit code 0: it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Seconds from the end of one check to the start of the next.
+    pub interval_seconds: u32,
+    /// Seconds after which a check is killed and has failed.
+    pub timeout_seconds: u32,
+    /// Seconds from the start in which failures do not count.
+    pub start_period_seconds: u32,
+    /// How many failures in a row make it unhealthy.
+    pub retries: u32,
 }
 
 /// One network card, found by its Ethernet address.
@@ -84,6 +108,11 @@ fn default_grace() -> u32 {
     10
 }
 
+/// SIGTERM.
+fn default_stop_signal() -> i32 {
+    15
+}
+
 impl GuestConfig {
     /// Checks all that can be checked without the guest's disk.
     ///
@@ -112,6 +141,22 @@ impl GuestConfig {
         }
         if !(self.workdir.is_empty() || self.workdir.starts_with('/')) || self.workdir.contains('\0') {
             return fail("workdir".into(), "must be an absolute path");
+        }
+        if !(1..=31).contains(&self.stop_signal) {
+            return fail("stop_signal".into(), "must be the number of a signal, 1 to 31");
+        }
+        for (i, path) in self.volumes.iter().enumerate() {
+            if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+                return fail(format!("volumes[{i}]"), "must be an absolute path without '..'");
+            }
+        }
+        if let Some(health) = &self.health {
+            if health.command.first().is_none_or(String::is_empty) || health.command.iter().any(|a| a.contains('\0')) {
+                return fail("health.command".into(), "must name a program, and have no NUL byte");
+            }
+            if health.interval_seconds == 0 || health.timeout_seconds == 0 || health.retries == 0 {
+                return fail("health".into(), "must have an interval, a timeout and retries of at least 1");
+            }
         }
         for (i, line) in self.hosts.iter().enumerate() {
             if line.contains(['\n', '\r', '\0']) {
@@ -168,6 +213,14 @@ mod tests {
         assert_eq!(field_refused(|c| c.entrypoint.push("a\0".into())), "entrypoint[1]");
         assert_eq!(field_refused(|c| drop(c.env.insert("A=B".into(), String::new()))), "env[\"A=B\"]");
         assert_eq!(field_refused(|c| c.workdir = "srv".into()), "workdir");
+        assert_eq!(field_refused(|c| c.stop_signal = 65), "stop_signal");
+        assert_eq!(field_refused(|c| c.volumes.push("/a/../b".into())), "volumes[0]");
+        let health = |command: &[&str], retries| {
+            let command = command.iter().map(|&word| word.to_owned()).collect();
+            Some(HealthCheck { command, interval_seconds: 1, timeout_seconds: 1, start_period_seconds: 0, retries })
+        };
+        assert_eq!(field_refused(|c| c.health = health(&[], 1)), "health.command");
+        assert_eq!(field_refused(|c| c.health = health(&["x"], 0)), "health");
     }
 
     #[test]

@@ -105,6 +105,9 @@ mod tests {
             workdir: "/srv".into(),
             entrypoint: vec!["/hello".into()],
             grace_seconds: 3,
+            stop_signal: 15,
+            volumes: Vec::new(),
+            health: None,
         }
     }
 

@@ -12,7 +12,7 @@ mod drive;
 mod mac;
 mod report;
 
-pub use config::{Gateways, GuestConfig, Interface, InvalidConfig, VERSION};
+pub use config::{Gateways, GuestConfig, HealthCheck, Interface, InvalidConfig, VERSION};
 pub use drive::{DriveError, MAX_DRIVE, SECTOR, decode, encode};
 pub use mac::{InvalidMac, MacAddr};
 pub use report::{MAX_LINE, MAX_REASON, Report, ReportDecoder, ReportError};

@@ -30,6 +30,14 @@ pub enum Report {
         /// What was wrong, for a person: one line, at most [`MAX_REASON`] characters.
         reason: String,
     },
+    /// The health check says something else than before.
+    Health {
+        /// Whether the workload serves.
+        healthy: bool,
+        /// What the check wrote, for a person: one line, at most [`MAX_REASON`] characters.
+        #[serde(default)]
+        output: String,
+    },
     /// The guest was asked to stop, and stops.
     Stopping,
 }
@@ -39,6 +47,7 @@ impl Report {
     pub fn to_line(&self) -> String {
         let bounded = match self {
             Self::Failed { reason } => Self::Failed { reason: one_line(reason) },
+            Self::Health { healthy, output } => Self::Health { healthy: *healthy, output: one_line(output) },
             other => other.clone(),
         };
         // Strings and integers always serialise; were that ever to change, an empty line is skipped by the reader.
@@ -101,6 +110,7 @@ impl ReportDecoder {
 fn parse(line: &[u8]) -> Result<Report, ReportError> {
     match serde_json::from_slice(line).map_err(ReportError::Json)? {
         Report::Failed { reason } => Ok(Report::Failed { reason: one_line(&reason) }),
+        Report::Health { healthy, output } => Ok(Report::Health { healthy, output: one_line(&output) }),
         other => Ok(other),
     }
 }
@@ -121,6 +131,7 @@ mod tests {
             Report::Started { pid: 2 },
             Report::Exited { code: Some(3), signal: None },
             Report::Failed { reason: "no such user".into() },
+            Report::Health { healthy: false, output: "no answer".into() },
             Report::Stopping,
         ]
     }

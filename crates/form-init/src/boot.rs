@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use form_guest::{CONFIG_SERIAL, GuestConfig, MAX_DRIVE, REPORT_PORT, ROOT_SERIAL, Report};
@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use crate::button::Button;
 use crate::devices::{Uevents, disk, port};
+use crate::health::Health;
 use crate::launch::{self, Plan};
 use crate::report::Reporter;
 use crate::{console, etc, modules, mounts, network, power, program, supervise, users};
@@ -64,11 +65,39 @@ fn life(reporter: &mut Reporter, signals: &mut Option<SignalFd>) -> anyhow::Resu
     etc::write(&config);
     network::configure(&uevents, &config.interfaces)?;
 
-    let pid = launch::start(&plan(&config)?)?;
+    let plan = plan(&config)?;
+    for volume in &config.volumes {
+        make_volume(Path::new(volume), &plan)?;
+    }
+    let pid = launch::start(&plan)?;
     reporter.tell(&Report::Started { pid });
     let pid = Pid::from_raw(i32::try_from(pid).context("the kernel gave an impossible process id")?);
     let grace = Duration::from_secs(config.grace_seconds.into());
-    Ok(supervise::supervise(pid, grace, signals, &mut buttons, reporter)?)
+    let stop = Signal::try_from(config.stop_signal).unwrap_or(Signal::SIGTERM);
+    let health = config.health.map(|rules| {
+        let check = executed(&rules.command, &plan);
+        Health::new(rules, check, Instant::now())
+    });
+    Ok(supervise::supervise(pid, (grace, stop), health, signals, &mut buttons, reporter)?)
+}
+
+/// Makes the directory of a volume, the user's own; one that is there is left as it is.
+fn make_volume(path: &Path, plan: &Plan) -> anyhow::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    mounts::directory(path, 0o755)
+        .and_then(|()| std::os::unix::fs::chown(path, Some(plan.uid), Some(plan.gid)))
+        .with_context(|| format!("cannot make the volume {}", path.display()))
+}
+
+/// What a health check executes. Where its program is missing now, it is looked for again when it is to run: by exec.
+fn executed(command: &[String], workload: &Plan) -> Plan {
+    let first = command.first().map_or("", String::as_str);
+    let path = workload.env.get("PATH").map_or("", String::as_str);
+    let workdir = workload.workdir.to_string_lossy();
+    let program = program::find(Path::new("/"), first, path, &workdir).unwrap_or_else(|_| first.into());
+    Plan { program, arguments: command.to_vec(), heard: true, ..workload.clone() }
 }
 
 /// From here on the signals of process 1 arrive as bytes to read, not as interruptions.
@@ -125,5 +154,6 @@ fn plan(config: &GuestConfig) -> anyhow::Result<Plan> {
         gid: identity.gid,
         groups: identity.groups,
         terminal: console::terminal(),
+        heard: false,
     })
 }

@@ -81,6 +81,9 @@ mod tests {
             workdir: String::new(),
             entrypoint: vec!["/x".into()],
             grace_seconds: 1,
+            stop_signal: 15,
+            volumes: Vec::new(),
+            health: None,
         }
     }
 

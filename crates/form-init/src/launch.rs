@@ -14,7 +14,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, anyhow};
+use nix::fcntl::OFlag;
 use nix::libc::O_NOCTTY;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgid, setgroups, setsid, setuid};
@@ -34,7 +35,7 @@ const SELF: &str = "/proc/self/exe";
 const MAX_REASON: u64 = 4096;
 
 /// All that is needed to become the workload.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) program: PathBuf,
     /// With the program's own name first.
@@ -45,18 +46,33 @@ pub(crate) struct Plan {
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     pub(crate) terminal: PathBuf,
+    /// Whether it is heard on a pipe instead of the terminal: see [`start_heard`].
+    pub(crate) heard: bool,
 }
 
 /// Starts the workload; returns its process id once it is executed.
 ///
 /// The child is not waited for: process 1 reaps whatever ends.
 pub(crate) fn start(plan: &Plan) -> anyhow::Result<u32> {
+    start_with(plan, Stdio::inherit())
+}
+
+/// The same for a plan that is `heard`: what it writes comes out of the pipe, from which reading does not block. It
+/// reads nothing.
+pub(crate) fn start_heard(plan: &Plan) -> anyhow::Result<(u32, File)> {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+    rustix::io::ioctl_fionbio(&reader, true).context("cannot make a pipe")?;
+    Ok((start_with(plan, writer.into())?, reader.into()))
+}
+
+fn start_with(plan: &Plan, stderr: Stdio) -> anyhow::Result<u32> {
     let json = serde_json::to_vec(plan)?;
     let mut child = Command::new(SELF)
         .arg("launch")
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(stderr)
         .spawn()
         .context("cannot start a process")?;
     let pid = child.id();
@@ -73,27 +89,20 @@ pub(crate) fn child() -> ExitCode {
     // A copy that exec closes: its end tells process 1 that the workload runs.
     let Ok(answer) = io::stdout().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let Err(error) = become_workload();
-    let _ = std::fs::File::from(answer).write_all(format!("{error:#}").as_bytes());
+    let _ = File::from(answer).write_all(format!("{error:#}").as_bytes());
     ExitCode::FAILURE
 }
 
 fn become_workload() -> anyhow::Result<std::convert::Infallible> {
     let plan: Plan = serde_json::from_reader(io::stdin().lock()).context("cannot read what to launch")?;
     setsid().context("cannot make a session")?;
-    let terminal = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(O_NOCTTY)
-        .open(&plan.terminal)
-        .with_context(|| format!("cannot open {}", plan.terminal.display()))?;
-    // Without a terminal of its own a workload lacks only job control.
-    let _ = rustix::process::ioctl_tiocsctty(&terminal);
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
-    // For programs that open /dev/stdout anew instead of writing to what they were given.
-    let _ = fchown(&terminal, Some(uid), None);
-    dup2_stdin(&terminal)?;
-    dup2_stdout(&terminal)?;
-    dup2_stderr(&terminal)?;
+    if plan.heard {
+        dup2_stdin(File::open("/dev/null").context("cannot open /dev/null")?)?;
+        dup2_stdout(io::stderr())?;
+    } else {
+        take_terminal(&plan, uid)?;
+    }
     // Groups first: after setuid it would be too late.
     let groups: Vec<Gid> = plan.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).context("cannot set the groups")?;
@@ -108,4 +117,21 @@ fn become_workload() -> anyhow::Result<std::convert::Infallible> {
     }
     let error = command.env_clear().envs(&plan.env).exec();
     Err(error).with_context(|| format!("cannot execute {}", plan.program.display()))
+}
+
+fn take_terminal(plan: &Plan, uid: Uid) -> anyhow::Result<()> {
+    let terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(O_NOCTTY)
+        .open(&plan.terminal)
+        .with_context(|| format!("cannot open {}", plan.terminal.display()))?;
+    // Without a terminal of its own a workload lacks only job control.
+    let _ = rustix::process::ioctl_tiocsctty(&terminal);
+    // For programs that open /dev/stdout anew instead of writing to what they were given.
+    let _ = fchown(&terminal, Some(uid), None);
+    dup2_stdin(&terminal)?;
+    dup2_stdout(&terminal)?;
+    dup2_stderr(&terminal)?;
+    Ok(())
 }

@@ -15,6 +15,7 @@ mod button;
 mod console;
 mod devices;
 mod etc;
+mod health;
 mod launch;
 mod modules;
 mod mounts;

@@ -39,6 +39,8 @@ impl Reporter {
                 say(format_args!("the entrypoint was killed by signal {}", signal.unwrap_or_default()));
             }
             Report::Failed { reason } => say(format_args!("cannot start: {reason}")),
+            Report::Health { healthy: true, .. } => say("the workload is healthy"),
+            Report::Health { output, .. } => say(format_args!("the workload is unhealthy: {output}")),
             Report::Stopping => say("stopping"),
         }
         let Some(port) = &mut self.0 else { return };

@@ -7,7 +7,7 @@
 //!      └──── entrypoint ends ──────────────┴─────────────────────┴──▶ done
 //! ```
 //!
-//! SIGTERM goes to the entrypoint alone: what it started is its own to stop. SIGKILL is not refused, so Killing ends.
+//! The stop signal goes to the entrypoint alone: what it started is its own to stop. SIGKILL is not refused, so Killing ends.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::button::Button;
+use crate::health::Health;
 use crate::report::Reporter;
 
 /// Watches over `entrypoint` until it ends, and returns how it did.
@@ -29,7 +30,8 @@ use crate::report::Reporter;
 /// Only if the kernel refuses to wait.
 pub(crate) fn supervise(
     entrypoint: Pid,
-    grace: Duration,
+    (grace, stop): (Duration, Signal),
+    mut health: Option<Health>,
     signals: &mut SignalFd,
     buttons: &mut [Button],
     reporter: &mut Reporter,
@@ -37,13 +39,16 @@ pub(crate) fn supervise(
     // When to kill; None while Running.
     let mut deadline: Option<Instant> = None;
     loop {
-        if let Some(exit) = reap(entrypoint)? {
+        if let Some(exit) = reap(entrypoint, &mut health, reporter)? {
             return Ok(exit);
+        }
+        if let Some(news) = health.as_mut().and_then(|health| health.step(Instant::now())) {
+            reporter.tell(&news);
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             let _ = kill(entrypoint, Signal::SIGKILL);
         }
-        wait(signals, buttons, deadline)?;
+        wait(signals, buttons, deadline, health.as_ref())?;
         let mut asked = buttons.iter_mut().fold(false, |asked, button| button.pressed() | asked);
         while let Ok(Some(signal)) = signals.read_signal() {
             asked |= i32::try_from(signal.ssi_signo) != Ok(Signal::SIGCHLD as i32);
@@ -51,15 +56,19 @@ pub(crate) fn supervise(
         if asked && deadline.is_none() {
             deadline = Some(Instant::now() + grace);
             reporter.tell(&Report::Stopping);
-            let _ = kill(entrypoint, Signal::SIGTERM);
+            // What is going is not asked how it is.
+            health.take().into_iter().for_each(|mut health| health.stop());
+            let _ = kill(entrypoint, stop);
         }
     }
 }
 
-/// Sleeps until there is a signal, a press, or the deadline.
-fn wait(signals: &SignalFd, buttons: &[Button], deadline: Option<Instant>) -> nix::Result<()> {
+/// Sleeps until there is a signal, a press, something of a health check, or the deadline.
+fn wait(signals: &SignalFd, buttons: &[Button], deadline: Option<Instant>, health: Option<&Health>) -> nix::Result<()> {
+    let deadline = deadline.into_iter().chain(health.and_then(Health::due)).min();
     let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
     fds.extend(buttons.iter().map(|button| PollFd::new(button.fd(), PollFlags::POLLIN)));
+    fds.extend(health.and_then(Health::fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
     let timeout = match deadline {
         None => PollTimeout::NONE,
         // After the kill, only its SIGCHLD is waited for; a second is a safety net, not a rhythm.
@@ -76,18 +85,20 @@ fn wait(signals: &SignalFd, buttons: &[Button], deadline: Option<Instant>) -> ni
 }
 
 /// Reaps everything that has ended. Orphans of the workload end up here too, and nobody asks for how they ended.
-fn reap(entrypoint: Pid) -> nix::Result<Option<Report>> {
+fn reap(entrypoint: Pid, health: &mut Option<Health>, reporter: &mut Reporter) -> nix::Result<Option<Report>> {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == entrypoint => {
-                return Ok(Some(Report::Exited { code: Some(code), signal: None }));
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == entrypoint => {
-                return Ok(Some(Report::Exited { code: None, signal: Some(signal as i32) }));
-            }
+        let (pid, code, signal) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, Some(code), None),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, None, Some(signal as i32)),
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno),
+        };
+        if pid == entrypoint {
+            return Ok(Some(Report::Exited { code, signal }));
+        }
+        if let Some(news) = health.as_mut().and_then(|health| health.ended(pid, code == Some(0), Instant::now())) {
+            reporter.tell(&news);
         }
     }
 }

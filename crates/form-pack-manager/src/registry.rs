@@ -28,13 +28,13 @@ use serde_json::json;
 use uuid::Uuid;
 
 pub(crate) use error::{Error, is_full};
-pub(crate) use name::Repository;
+pub(crate) use name::{Reference, Repository};
 pub(crate) use names::{LATEST, Names};
 pub(crate) use uploads::Limits;
 
 use self::auth::Gate;
 use self::manifest::{MOST_BYTES, Manifest, OCI_INDEX};
-use self::name::{Reference, Target};
+use self::name::Target;
 use self::names::Stored;
 use self::packages::Packages;
 use self::uploads::{Upload, Uploads, joined, location, out_of_order, range};
@@ -218,14 +218,15 @@ impl Ask {
         }
         let subject = parsed.subject;
         let size = bytes.len() as u64;
+        let is_sparse = self.registry.uploads.limits().sparse;
         self.blocking(move |names, repository| {
             for blob in &parsed.blobs {
-                if !names.renew_link(repository, blob)? {
+                if !names.renew_link(repository, blob)? && !is_sparse {
                     return Ok(Err(*blob));
                 }
             }
             for manifest in &parsed.manifests {
-                if !names.renew_manifest(repository, manifest)? {
+                if !names.renew_manifest(repository, manifest)? && !is_sparse {
                     return Ok(Err(*manifest));
                 }
             }

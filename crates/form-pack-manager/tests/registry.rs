@@ -243,6 +243,21 @@ async fn bad_input_is_refused_with_the_specifications_code_and_leaves_nothing() 
 }
 
 #[tokio::test]
+async fn a_mirror_takes_manifests_that_name_what_it_has_not() {
+    let cloud = Cloud::start("sparse_manifests = true").await;
+    let (here, elsewhere) = (cloud.push("default/a", b"here").await, Digest::of(b"elsewhere"));
+    let hidden = cloud.push("default/b", b"hidden").await;
+    assert_eq!(cloud.put("default/a", "v1", IMAGE, &image(here, &[(elsewhere, 9), (hidden, 6)])).await.status(), 201);
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor(IMAGE, elsewhere, 9)]});
+    assert_eq!(cloud.put("default/a", "all", INDEX, &index).await.status(), 201);
+    assert_eq!(cloud.status(Method::GET, "/v2/default/a/manifests/v1").await, 200);
+    let blob = |digest| format!("/v2/default/a/blobs/{digest}");
+    assert_eq!(cloud.status(Method::GET, &blob(here)).await, 200);
+    assert_eq!(cloud.status(Method::GET, &blob(elsewhere)).await, 404);
+    assert_eq!(cloud.status(Method::GET, &blob(hidden)).await, 404, "to be named gives nobody access");
+}
+
+#[tokio::test]
 async fn a_body_that_breaks_off_is_no_blob_and_is_gone_on_from_where_it_broke() {
     let cloud = Cloud::start("").await;
     let at = begin(&cloud).await;

@@ -101,6 +101,17 @@ impl Sandbox {
         &self.directory
     }
 
+    /// Makes a directory of the sandbox's root, if it is not there.
+    pub fn make_directory(&self, name: &str) -> Result<(), Error> {
+        let path = self.directory.join(name);
+        let (uid, gid) = self.ids.root();
+        let made = match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        };
+        made.and_then(|()| chown(&path, Some(uid), Some(gid))).map_err(|source| Error::Directory { path, source })
+    }
+
     /// Runs a command to its end; `output` hears what it writes to both its outputs, as it comes. Blocks, and the thread
     /// that calls must live as long: the sandbox dies with it.
     pub fn run(

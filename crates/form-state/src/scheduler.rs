@@ -196,11 +196,22 @@ impl Scheduler {
         let missing = if package.is_some() { "is not stored yet" } else { "is missing" };
         let status = &mut instance.status;
         status.set_phase(Phase::Pending);
+        let gpus = package.as_ref().map_or(0, |package| package.spec.gpus);
         let Some(sizes) = package.filter(|package| package.status.ready).and_then(|package| package.spec.sizes) else {
             status.reason = "NoPackage".to_owned();
             status.message = format!("the package {:?} of project {} {missing}", key.name, key.project);
             return Ok(instance);
         };
+        if gpus > 0 {
+            // To place it would be to promise what no driver of ours can give.
+            let there = self.nodes.values().fold(0_u32, |sum, node| sum.saturating_add(node.status.gpus));
+            status.reason = "NoGpu".to_owned();
+            status.message = format!(
+                "the package {:?} needs {gpus} GPU; the nodes have {there}, and machines cannot be given one yet",
+                key.name
+            );
+            return Ok(instance);
+        }
         let wanted = Use {
             vcpu: instance.spec.vcpu.unwrap_or(sizes.vcpu),
             memory_mib: instance.spec.memory_mib.unwrap_or(sizes.memory_mib),

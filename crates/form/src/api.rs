@@ -207,6 +207,15 @@ impl Service {
         send(self.http.get(format!("{}{path}", self.base)).query(query).bearer_auth(&self.token)).await
     }
 
+    /// Any request, made for the whole URL of `path`.
+    pub(crate) async fn send(
+        &self,
+        request: impl FnOnce(&reqwest::Client, String) -> RequestBuilder,
+        path: &str,
+    ) -> Result<Response, Error> {
+        send(request(&self.http, format!("{}{path}", self.base)).bearer_auth(&self.token)).await
+    }
+
     pub(crate) async fn post(&self, path: &str, body: reqwest::Body) -> Result<Response, Error> {
         send(self.http.post(format!("{}{path}", self.base)).body(body).bearer_auth(&self.token)).await
     }

@@ -194,9 +194,9 @@ pub(crate) struct Run {
     /// An environment variable for the workload
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) env: Vec<String>,
-    /// What happens when the workload ends by itself
-    #[arg(long, value_enum, default_value = "always")]
-    pub(crate) restart: Restart,
+    /// What happens when the workload ends by itself [default: what the Formfile says, else always]
+    #[arg(long, value_enum)]
+    pub(crate) restart: Option<Restart>,
     /// Do not wait until it runs
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -246,16 +246,29 @@ pub(crate) struct Named {
 
 #[derive(Subcommand)]
 pub(crate) enum Pack {
-    /// Build a directory with a Formfile into a package
-    Build {
-        /// A directory with a Formfile
-        dir: PathBuf,
-        /// The package's name [default: the directory's]
-        #[arg(long)]
-        name: Option<String>,
+    /// Build a directory with a Formfile, or an image, into a package
+    Build(Build),
+    /// Show what a build wrote
+    Log {
+        /// The build
+        name: String,
+        /// Go on until it has ended
+        #[arg(short, long)]
+        follow: bool,
         #[command(flatten)]
         project: InProject,
     },
+    /// Stop a build
+    Cancel {
+        /// The build
+        name: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Say what is wrong with a Formfile, and what could be better
+    Lint(Lint),
+    /// Lay a Formfile out in its canonical form
+    Fmt(Layout),
     /// List packages
     List {
         #[command(flatten)]
@@ -269,6 +282,144 @@ pub(crate) enum Pack {
         #[command(flatten)]
         project: InProject,
     },
+    /// Copy an image from the cloud to another registry
+    #[command(after_help = LOGINS)]
+    Push {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        /// HOST/REPOSITORY[:TAG] [default tag: the image's]
+        to: String,
+        #[command(flatten)]
+        outside: Outside,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Copy an image from another registry into the cloud
+    #[command(after_help = LOGINS)]
+    Pull {
+        /// HOST/REPOSITORY[:TAG|@DIGEST]
+        from: String,
+        /// NAME[:TAG] [default: the repository's last part, and the same tag]
+        image: Option<String>,
+        #[command(flatten)]
+        outside: Outside,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Give an image more tags
+    Tag {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[arg(required = true)]
+        tags: Vec<String>,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Remove a package, or one tag of an image
+    ///
+    /// Without a tag, the package goes, and the image `latest` that it is. What is reached from nowhere any more is freed
+    /// by a later sweep (form pack gc).
+    Rm {
+        /// NAME, NAME:TAG or NAME@DIGEST
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Free what no tag and no package reaches any more, and is older than the grace time
+    Gc,
+    /// Show the steps that an image was made by
+    History {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Read an image whole, and compare each part with its digest
+    ///
+    /// The root disk is not read: the node that starts an instance does that each time it fetches one.
+    Verify {
+        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        image: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+}
+
+const LOGINS: &str = "Logins are those of docker: ~/.docker/config.json, or config.json in DOCKER_CONFIG.";
+
+/// How another registry is reached.
+#[derive(Args)]
+pub(crate) struct Outside {
+    /// A certificate authority to trust beside the system's, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Ask without TLS
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Build {
+    /// A directory with a Formfile
+    #[arg(required_unless_present = "image")]
+    pub(crate) dir: Option<PathBuf>,
+    /// The package's name [default: the directory's, or the image's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// An image of the project instead of a directory: NAME[:TAG]
+    #[arg(long, conflicts_with = "dir")]
+    pub(crate) image: Option<String>,
+    /// A value of one of the Formfile's ARGs
+    #[arg(long = "arg", value_name = "NAME=VALUE")]
+    pub(crate) args: Vec<String>,
+    /// The stage that becomes the package [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// What RUN reaches; INSTALL needs the host's network
+    #[arg(long, value_enum, default_value_t = BuildNetwork::None)]
+    pub(crate) network: BuildNetwork,
+    /// Seconds after which it has failed [default: an hour]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+    /// Run every RUN again
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// A secret of RUN, out of a file; it is kept nowhere
+    #[arg(long = "secret", value_name = "id=ID,src=FILE")]
+    pub(crate) secrets: Vec<String>,
+    /// Show what the build writes, also where no terminal is
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BuildNetwork {
+    None,
+    Host,
+}
+
+#[derive(Args)]
+pub(crate) struct Lint {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Fail on warnings too
+    #[arg(long, value_parser = ["warnings"])]
+    pub(crate) deny: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct Layout {
+    /// A Formfile, or a directory with one
+    #[arg(default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Change nothing; fail if there is something to change
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 #[derive(Subcommand)]

@@ -7,9 +7,12 @@ mod context;
 mod doctor;
 mod error;
 mod files;
+mod formfile;
 mod init;
 mod output;
+mod pack;
 mod progress;
+mod registry;
 mod run;
 mod up;
 mod verbs;
@@ -24,6 +27,8 @@ use crate::context::Context;
 use crate::error::Error;
 
 fn main() -> ExitCode {
+    // `form up` builds packages; as one step of a build it is another program.
+    form_sandbox::entry();
     let Cli { context, command } = Cli::parse();
     let client = || -> Result<Api, Error> {
         form_service::run::init_process();
@@ -46,15 +51,9 @@ fn main() -> ExitCode {
         Command::Run(args) => client().and_then(|api| wait(|| run::run(api, args))),
         Command::Logs(args) => client().and_then(|api| wait(|| verbs::logs(api, args))),
         Command::Instance(args) => client().and_then(|api| wait(|| verbs::instance(api, args))),
-        Command::Pack(Pack::Build { dir, name, project }) => {
-            client().and_then(|api| wait(|| run::pack(api, dir, name, project.project)))
-        }
-        Command::Pack(Pack::List { project, output }) => {
-            client().and_then(|api| wait(|| verbs::list_packages(api, project.project, output.output)))
-        }
-        Command::Pack(Pack::Inspect { name, project }) => {
-            client().and_then(|api| wait(|| verbs::inspect_package(api, project.project, name)))
-        }
+        Command::Pack(Pack::Lint(args)) => formfile::lint(args),
+        Command::Pack(Pack::Fmt(args)) => formfile::format(args),
+        Command::Pack(args) => client().and_then(|api| wait(|| pack::pack(api, args))),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }

@@ -36,4 +36,4 @@ pub use host::{Host, open_all, sweep};
 pub use restart::RestartPolicy;
 pub use service::{RunError, gateways, run, stop_all};
 pub use store::{Exit, Nic, Port, VmSpec};
-pub use vm::{Phase, Vm, VmStatus};
+pub use vm::{Health, Phase, Vm, VmStatus};

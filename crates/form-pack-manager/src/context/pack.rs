@@ -3,6 +3,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use formfile::Ignore;
 use tar::{EntryType, Header};
 use walkdir::WalkDir;
 
@@ -10,18 +11,51 @@ use walkdir::WalkDir;
 ///
 /// The same files give the same bytes: entries are sorted by name, times and owners are zero, and of a mode only
 /// whether the owner may execute the file is kept. Links are packed as links. A build context holds no devices, pipes
-/// or sockets, so these fail, as does a file that changes its length meanwhile.
+/// or sockets, so these fail, as does a file that changes its length meanwhile. What a `.formignore` in the directory
+/// leaves out is not looked at; the Formfile always goes along.
 pub fn pack_context<W: Write>(dir: &Path, out: W) -> Result<W, PackError> {
     let mut tar = tar::Builder::new(out);
-    for entry in WalkDir::new(dir).min_depth(1).sort_by_file_name() {
+    let ignore = ignore(dir)?;
+    let excludes = |path: &Path| {
+        let name = path.strip_prefix(dir).ok().and_then(Path::to_str);
+        name.is_some_and(|name| !name.is_empty() && name != "Formfile" && ignore.excludes(name))
+    };
+    // Directories that are left out, and through which something below them may come in again.
+    let mut held: Vec<PathBuf> = Vec::new();
+    let walk = WalkDir::new(dir).min_depth(1).sort_by_file_name().into_iter();
+    for entry in walk.filter_entry(|entry| ignore.takes_in_again() || !excludes(entry.path())) {
         let entry = entry.map_err(|e| {
             let path = e.path().unwrap_or(dir).to_owned();
             PackError::Read { path, source: e.into() }
         })?;
         let name = entry.path().strip_prefix(dir).unwrap_or(entry.path());
+        held.retain(|directory| entry.path().starts_with(directory));
+        if excludes(entry.path()) {
+            if entry.file_type().is_dir() {
+                held.push(entry.path().to_owned());
+            }
+            continue;
+        }
+        for directory in held.drain(..) {
+            let name = directory.strip_prefix(dir).unwrap_or(&directory);
+            pack_entry(&mut tar, &directory, name)?;
+        }
         pack_entry(&mut tar, entry.path(), name)?;
     }
     tar.into_inner().map_err(PackError::Write)
+}
+
+fn ignore(dir: &Path) -> Result<Ignore, PackError> {
+    let path = dir.join(".formignore");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ignore::default()),
+        Err(source) => return Err(PackError::Read { path, source }),
+    };
+    Ignore::parse(".formignore", &text).map_err(|errors| {
+        let errors: Vec<_> = errors.iter().map(formfile::Diagnostic::plain).collect();
+        PackError::Ignore(errors.join("\n"))
+    })
 }
 
 /// Why a directory was not packed.
@@ -44,6 +78,9 @@ pub enum PackError {
     /// A package holds only names in UTF-8.
     #[error("the name of {} is not UTF-8; rename it", .0.display())]
     Name(PathBuf),
+    /// The `.formignore` is wrong; what is said of each mistake.
+    #[error("the .formignore cannot be followed:\n{0}")]
+    Ignore(String),
     /// A file was written to meanwhile.
     #[error("{} changed while it was packed; pack it again when nothing writes to it", .0.display())]
     Changed(PathBuf),

@@ -49,6 +49,26 @@ fn refusal(kind: EntryType, name: &str, link: &str) -> String {
 }
 
 #[test]
+fn what_formignore_leaves_out_is_not_packed_and_the_formfile_always_is() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["Formfile", "a.txt", "target/x", "docs/b", "docs/keep/c"] {
+        let path = dir.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, file).unwrap();
+    }
+    let packed = |rules: &str| {
+        fs::write(dir.path().join(".formignore"), rules).unwrap();
+        let context = read(&pack_context(dir.path(), Vec::new()).unwrap()).unwrap();
+        ["Formfile", "a.txt", "target", "target/x", "docs", "docs/b", "docs/keep/c"]
+            .map(|path| context.get(path).is_some())
+    };
+    assert_eq!(packed("target\n"), [true, true, false, false, true, true, true]);
+    assert_eq!(packed("**\n!docs/keep\n"), [true, false, false, false, true, false, true]);
+    fs::write(dir.path().join(".formignore"), "[\n").unwrap();
+    assert!(matches!(pack_context(dir.path(), Vec::new()), Err(PackError::Ignore(_))));
+}
+
+#[test]
 fn a_packed_directory_comes_back_with_long_names_links_and_x_bits() {
     let dir = tempfile::tempdir().unwrap();
     let long = "n".repeat(250);

@@ -39,6 +39,8 @@ pub(crate) struct Limits {
     pub(crate) abandoned: Duration,
     /// Uploads of a project at the same time.
     pub(crate) per_project: usize,
+    /// Whether a manifest may name what is not here.
+    pub(crate) sparse: bool,
 }
 
 /// What has come of a blob.

@@ -12,11 +12,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use form_client::reconcile::Nudge;
 use form_client::{Action, Client, Controller, Name};
-use form_guest::{Gateways, GuestConfig, Interface};
+use form_guest::{Gateways, GuestConfig, HealthCheck, Interface};
 use form_service::Health;
-use form_types::v1::instance_spec::{Power, Restart};
+use form_types::v1::instance_health::State as HealthState;
+use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase as InstancePhase;
-use form_types::v1::{InstanceStatus, event_spec};
+use form_types::v1::package_spec::Restart;
+use form_types::v1::{InstanceHealth, InstanceStatus, event_spec};
 use form_types::{Object, kinds, timestamp};
 
 use super::RunError;
@@ -30,6 +32,10 @@ type Instance = Object<kinds::Instance>;
 /// How long until what an instance waits for is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const DEFAULT_GRACE: u32 = 10;
+const SIGTERM: i32 = 15;
+/// Of health checks, as package.proto says.
+const DEFAULT_INTERVAL: u32 = 30;
+const DEFAULT_RETRIES: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InstanceError {
@@ -219,7 +225,11 @@ impl Instances {
         });
         let mac = mac.ok_or(InstanceError::NoAddress)?;
         let (gateway_v4, gateway_v6) = self.addresses.host(1);
+        let restart = if spec.restart.is_some() { spec.restart() } else { package.spec.restart() };
         let mut env = package.spec.env.clone();
+        if !package.spec.model.is_empty() {
+            env.entry("FORM_MODEL".to_owned()).or_insert_with(|| package.spec.model.clone());
+        }
         env.extend(spec.env.clone());
         let guest = GuestConfig {
             version: form_guest::VERSION,
@@ -237,6 +247,15 @@ impl Instances {
             workdir: package.spec.workdir.clone(),
             entrypoint: package.spec.entrypoint.clone(),
             grace_seconds: spec.grace_seconds.unwrap_or(DEFAULT_GRACE),
+            stop_signal: package.spec.stop_signal.and_then(|signal| i32::try_from(signal).ok()).unwrap_or(SIGTERM),
+            volumes: package.spec.volumes.clone(),
+            health: package.spec.health_check.clone().map(|check| HealthCheck {
+                command: check.command,
+                interval_seconds: check.interval_seconds.unwrap_or(DEFAULT_INTERVAL),
+                timeout_seconds: check.timeout_seconds.unwrap_or(DEFAULT_INTERVAL),
+                start_period_seconds: check.start_period_seconds,
+                retries: check.retries.unwrap_or(DEFAULT_RETRIES),
+            }),
         };
         Ok(Some(VmSpec {
             uid: meta.uid.clone(),
@@ -249,7 +268,7 @@ impl Instances {
             base,
             nics: vec![Nic { mac, bridge: self.config.bridge.clone() }],
             guest,
-            restart: match spec.restart() {
+            restart: match restart {
                 Restart::Always => RestartPolicy::Always,
                 Restart::OnFailure => RestartPolicy::OnFailure,
                 Restart::Never => RestartPolicy::Never,
@@ -329,11 +348,18 @@ impl Instances {
             observed_generation: machine.generation,
             package_digest: machine.spec.package_digest.clone(),
             ports: ports(machine),
+            health: health(machine),
             phase: phase.into(),
             ..instance.status.clone()
         };
         let before = instance.status.phase();
+        let (was, is) = (judged(&instance.status), judged(&status));
         self.write(instance, status.clone()).await?;
+        if was != is && matches!(is, HealthState::Healthy | HealthState::Unhealthy) {
+            let kind = if is == HealthState::Healthy { event_spec::Type::Normal } else { event_spec::Type::Warning };
+            let output = status.health.as_ref().map_or_else(String::new, |health| health.output.clone());
+            self.client.event::<kinds::Instance>(&instance.meta, kind, is.as_str_name(), output).await;
+        }
         if before != phase {
             let kind = match phase {
                 InstancePhase::Failed | InstancePhase::BackOff => event_spec::Type::Warning,
@@ -401,6 +427,22 @@ fn describe(exit: &Exit) -> String {
 /// As a shell has it: 128 and the signal's number.
 fn exit_code(exit: &Exit) -> Option<i32> {
     exit.code.or_else(|| exit.signal.map(|signal| 128_i32.saturating_add(signal)))
+}
+
+/// What the health check says; `None`: there is none.
+fn health(machine: &VmStatus) -> Option<InstanceHealth> {
+    machine.spec.guest.health.as_ref()?;
+    let (state, output) = match (machine.phase, &machine.health) {
+        (Phase::Running, Some(health)) if health.healthy => (HealthState::Healthy, health.output.clone()),
+        (Phase::Running, Some(health)) => (HealthState::Unhealthy, health.output.clone()),
+        (Phase::Running | Phase::Starting, _) => (HealthState::Starting, String::new()),
+        _ => (HealthState::Unknown, String::new()),
+    };
+    Some(InstanceHealth { state: state.into(), output })
+}
+
+fn judged(status: &InstanceStatus) -> HealthState {
+    status.health.as_ref().map_or(HealthState::Unknown, InstanceHealth::state)
 }
 
 fn ports(machine: &VmStatus) -> Vec<form_types::v1::Port> {

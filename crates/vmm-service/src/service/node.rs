@@ -1,5 +1,6 @@
 //! The node itself: registered once, and ready for as long as a lease is kept.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -70,6 +71,7 @@ async fn ready(client: &Client, config: &Config, accelerator: Accelerator) -> Re
         },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready_since: Some(timestamp(SystemTime::now())),
+        gpus: gpus(Path::new("/sys")),
     };
     client.node_ready(node, &lease).await?;
     let mut tick = tokio::time::interval(SIGN_OF_LIFE);
@@ -91,4 +93,36 @@ fn processors() -> u32 {
 fn memory_mib() -> u32 {
     let total = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
     u32::try_from(total >> 20).unwrap_or(u32::MAX)
+}
+
+/// The graphics processors on the PCI bus: 3D controllers, and display controllers of those who make such processors.
+/// A server's and a virtual machine's own screen are none.
+fn gpus(sys: &Path) -> u32 {
+    let Ok(devices) = std::fs::read_dir(sys.join("bus/pci/devices")) else { return 0 };
+    let is_gpu = |device: &std::fs::DirEntry| {
+        let read = |file| std::fs::read_to_string(device.path().join(file)).unwrap_or_default();
+        let (class, vendor) = (read("class"), read("vendor"));
+        class.starts_with("0x0302")
+            || (class.starts_with("0x03") && ["0x10de", "0x1002", "0x8086"].contains(&vendor.trim()))
+    };
+    u32::try_from(devices.flatten().filter(is_gpu).count()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_for_graphics_is_told_from_a_screen() {
+        let sys = tempfile::tempdir().unwrap();
+        assert_eq!(gpus(sys.path()), 0);
+        let devices = [("0x030200", "0x10de"), ("0x030000", "0x1002"), ("0x030000", "0x1234"), ("0x020000", "0x10de")];
+        for (index, (class, vendor)) in devices.iter().enumerate() {
+            let device = sys.path().join(format!("bus/pci/devices/{index}"));
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("class"), format!("{class}\n")).unwrap();
+            std::fs::write(device.join("vendor"), format!("{vendor}\n")).unwrap();
+        }
+        assert_eq!(gpus(sys.path()), 2);
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{Change, Command, Phase, VmStatus};
+use super::{Change, Command, Health, Phase, VmStatus};
 use crate::driver::{Machine, Running};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -227,7 +227,7 @@ impl Actor {
                 None if heard.started => Phase::Running,
                 None => Phase::Starting,
             };
-            self.publish(phase, Some(machine.pid()));
+            self.publish_run(phase, Some(machine.pid()), heard.health.clone());
             let (press, patience) = stopping.unwrap_or((now, now));
             tokio::select! {
                 ended = machine.wait() => {
@@ -339,6 +339,10 @@ impl Actor {
     }
 
     fn publish(&self, phase: Phase, pid: Option<u32>) {
+        self.publish_run(phase, pid, None);
+    }
+
+    fn publish_run(&self, phase: Phase, pid: Option<u32>, health: Option<Health>) {
         let next = VmStatus {
             phase,
             pid,
@@ -346,6 +350,7 @@ impl Actor {
             started_at: self.state.started_at,
             last_exit: self.state.last_exit.clone(),
             problem: None,
+            health,
             // A machine that is up is of the generation that it was started with.
             generation: if pid.is_some() { self.state.generation } else { self.wanted.spec.generation },
             spec: Arc::clone(&self.wanted.spec),
@@ -364,6 +369,7 @@ struct Heard {
     anything: bool,
     started: bool,
     stopping: bool,
+    health: Option<Health>,
     exit: Option<Exit>,
 }
 
@@ -374,6 +380,11 @@ impl Heard {
             match report {
                 Report::Booting => {}
                 Report::Started { .. } => self.started = true,
+                // Also where the port was flooded, and what came before is lost.
+                Report::Health { healthy, output } => {
+                    self.started = true;
+                    self.health = Some(Health { healthy, output });
+                }
                 Report::Stopping => self.stopping = true,
                 Report::Exited { code, signal } => self.exit = Some(Exit { code, signal, reason: None }),
                 Report::Failed { reason } => self.exit = Some(Exit { reason: Some(reason), ..Exit::default() }),

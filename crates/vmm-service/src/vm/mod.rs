@@ -68,10 +68,21 @@ pub struct VmStatus {
     pub last_exit: Option<Exit>,
     /// What stands in the way, for a person; it is being tried again.
     pub problem: Option<String>,
+    /// What the health check of this run last said; `None`: nothing yet.
+    pub health: Option<Health>,
     /// The generation of the spec that all of the above is about.
     pub generation: u64,
     /// What is wanted, which may be of a later generation.
     pub spec: Arc<VmSpec>,
+}
+
+/// What a guest says of its workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it serves.
+    pub healthy: bool,
+    /// What the check wrote, for a person; one line.
+    pub output: String,
 }
 
 /// A handle to a virtual machine.
@@ -162,6 +173,7 @@ impl Vm {
             started_at: state.started_at,
             last_exit: state.last_exit.clone(),
             problem: None,
+            health: None,
             generation: state.generation,
             spec: Arc::clone(&wanted.spec),
         });

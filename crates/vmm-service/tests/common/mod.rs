@@ -146,6 +146,9 @@ impl Stage {
                 workdir: String::new(),
                 entrypoint: vec!["/hello".into()],
                 grace_seconds: 5,
+                stop_signal: 15,
+                volumes: Vec::new(),
+                health: None,
             },
             restart: RestartPolicy::Never,
         }
