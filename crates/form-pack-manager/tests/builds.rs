@@ -303,3 +303,55 @@ async fn killed_at_any_moment_builds_begin_anew_and_nothing_is_left_over() {
     assert_eq!(std::fs::read_dir(sandbox.join("snap")).unwrap().flatten().filter(half).count(), 0);
     assert_eq!(std::fs::read_dir(story.cloud.store().join("scratch")).unwrap().count(), 0);
 }
+
+/// A Debian of this machine's own suite as an OCI layout, packed as a context with `formfile`.
+fn debian(formfile: &str) -> Option<Vec<u8>> {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let dir = tempfile::tempdir().unwrap();
+    let tar = dir.path().join("layer.tar");
+    common::run("mmdebstrap", &["--quiet", "--variant=minbase", "--mode=root", suite, tar.to_str().unwrap()])?
+        .inspect_err(|error| println!("skipped: mmdebstrap makes no {suite} here: {error}"))
+        .ok()?;
+    let context = dir.path().join("context");
+    let blobs = context.join("base/blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let blob = |contents: &[u8]| {
+        let digest = form_rootfs::Digest::of(contents);
+        std::fs::write(blobs.join(digest.hex()), contents).unwrap();
+        (digest, contents.len())
+    };
+    let layer = blob(&std::fs::read(&tar).unwrap());
+    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.0.to_string()]}});
+    let config = blob(config.to_string().as_bytes());
+    let of = |(digest, size): (form_rootfs::Digest, usize), kind: &str| common::descriptor(kind, digest, size);
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": of(config, "application/vnd.oci.image.config.v1+json"),
+        "layers": [of(layer, "application/vnd.oci.image.layer.v1.tar")]});
+    let manifest = of(blob(manifest.to_string().as_bytes()), common::IMAGE);
+    std::fs::write(context.join("base/index.json"), serde_json::json!({"manifests": [manifest]}).to_string()).unwrap();
+    std::fs::write(context.join("Formfile"), formfile).unwrap();
+    Some(form_pack_manager::context::pack_context(&context, Vec::new()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_debian_base_takes_packages_and_twice_the_same_comes_of_it() {
+    let story = story!("");
+    let text = "FROM oci:base\nINSTALL hello\nRUN useradd -m web && id web\nUSER web\nRUN hello > /home/web/said && id -un\nDISK 512\n";
+    let Some(tar) = tokio::task::spawn_blocking(move || debian(text)).await.unwrap() else { return };
+    let answer = story.cloud.ask(Method::POST, "/v1/projects/default/contexts").body(tar).send().await.unwrap();
+    let context = answer.json::<serde_json::Value>().await.unwrap()["digest"].as_str().unwrap().to_owned();
+    let mut spec = BuildSpec { context, no_cache: true, ..Default::default() };
+    spec.set_network(Network::Host);
+    // Both at once: the context goes with the last build that wants it.
+    story.want("deb-1", spec.clone()).await;
+    story.want("deb-2", spec).await;
+    let (first, second) = (story.ended("deb-1").await, story.ended("deb-2").await);
+    let log = story.log("deb-1", false).await;
+    if first.status.message.contains("INSTALL") && log.contains("Temporary failure") {
+        return println!("skipped: no mirror of Debian is reached from here");
+    }
+    assert_eq!(first.status.phase(), Phase::Succeeded, "{}\n{log}", first.status.message);
+    assert!(log.contains("\nweb\n"), "{log}");
+    assert_eq!(first.status.digest, second.status.digest);
+}

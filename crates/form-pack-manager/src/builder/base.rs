@@ -99,9 +99,6 @@ impl Engine<'_, '_> {
             let path = formfile::value::source_path(path, false, span)?;
             let index = self.context_file(&format!("{path}/index.json"), span)?;
             (Home::Layout(path), index)
-        } else if let Some(suite) = name.strip_prefix("debian:") {
-            let hint = "make it elsewhere and push it here: mmdebstrap makes a tar that `skopeo copy` takes";
-            return Err(BuildError::at(span, format!("the base debian:{suite} is not made here yet"), hint));
         } else {
             self.ours(name, span)?
         };
@@ -134,7 +131,11 @@ impl Engine<'_, '_> {
         }
         match self.names.manifest(&repository, &reference)? {
             Some(stored) => Ok((Home::Repository(repository), stored.bytes.to_vec())),
-            None => Err(BuildError::at(span, format!("there is no image `{name}` here"), hint)),
+            None => {
+                let debian = format!("bring it here with `form pack pull docker.io/library/{name} {name}`");
+                let hint = if name.starts_with("debian:") { &debian } else { hint };
+                Err(BuildError::at(span, format!("there is no image `{name}` here"), hint))
+            }
         }
     }
 
