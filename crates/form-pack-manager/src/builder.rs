@@ -1,220 +1,164 @@
 //! From a Formfile and a build context to a package in a store.
+//!
+//! ```text
+//! stage:  FROM ─▶ chain ─COPY─▶ chain ─RUN─▶ chain ─▶ …      only the stages that the wanted one needs
+//! chain:  layers and the tree that they make; its digest says all that came before
+//! ```
+//!
+//! A COPY is done each time: its layer's digest is that of what it copies, and only a layer that nobody has seen yet is
+//! compressed. A RUN is done once for what it sees: the chain below it, its command, environment and mounts.
 
-use std::io::{self, Read};
-use std::path::Path;
+mod base;
+mod error;
+mod package;
+mod stage;
+mod steps;
 
-use form_rootfs::{RawImage, compress_rootfs};
+pub use error::BuildError;
+pub use package::{Disk, Package};
 
-use crate::context::{Context, Node};
-use crate::formfile::{Formfile, Machine, Port};
-use crate::layer::{config_json, manifest_json, write_layer};
-use crate::rootfs::{RootfsError, SparseReader, write_rootfs};
-use crate::store::{BlobInfo, BlobStore, StoreError};
-use crate::tree::{CopyError, Tree};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::time::Instant;
 
-/// What was built: what runs, and which blobs hold it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Package {
-    /// The OCI manifest. Its digest names the package.
-    pub manifest: BlobInfo,
-    /// The OCI configuration.
-    pub config: BlobInfo,
-    /// The one layer, compressed.
-    pub layer: BlobInfo,
-    /// The root disk, compressed; its media type is [`form_rootfs::MEDIA_TYPE`].
-    pub rootfs: BlobInfo,
-    /// The root disk, expanded.
-    pub rootfs_raw: RawImage,
-    /// Size of the machine.
-    pub machine: Machine,
-    /// Environment of the entrypoint, in order.
-    pub env: Vec<(String, String)>,
-    /// Program and arguments; never empty.
-    pub entrypoint: Vec<String>,
-    /// `user[:group]`; `None` is root.
-    pub user: Option<String>,
-    /// Where the entrypoint starts: an absolute path.
-    pub workdir: String,
-    /// Ports that the entrypoint listens on.
-    pub ports: Vec<Port>,
+use form_sandbox::{Network, Stop};
+use formfile::{Formfile, Op};
+
+use crate::context::Context;
+use crate::registry::Names;
+use crate::tree::Tree;
+use crate::workshop::Workshop;
+use stage::Chain;
+
+/// What is to be built, and with what.
+pub struct Request<'r> {
+    pub project: &'r str,
+    pub formfile: &'r Formfile,
+    pub context: &'r Context,
+    /// The values of ARGs that the build gives.
+    pub args: &'r BTreeMap<String, String>,
+    /// The stage that becomes the package; the last one, if none is named.
+    pub target: Option<&'r str>,
+    pub network: Network,
+    /// What RUN came to before is not used.
+    pub no_cache: bool,
+    /// The secrets that the build gives, by their ids.
+    pub secrets: &'r BTreeMap<String, Vec<u8>>,
+    pub deadline: Option<Instant>,
+    pub stop: &'r Stop,
 }
 
-/// How far a build has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// What is being made.
-    pub phase: Phase,
-    /// Bytes done of it, and in all.
-    pub done: u64,
-    /// Bytes in all.
-    pub total: u64,
+/// What a build says while it goes on.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'e> {
+    /// The step of this number, of so many, begins.
+    Step { number: usize, total: usize, text: &'e str },
+    /// It was done before.
+    Cached,
+    /// What the command of the step writes.
+    Output(&'e [u8]),
+    /// What is done after the last step.
+    Phase(&'e str),
 }
 
-/// What a build makes, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// The ext4 image; bytes are contents of files.
-    Rootfs,
-    /// The blob of the ext4 image; bytes are of the image.
-    Compress,
-    /// The OCI layer; bytes are contents of files.
-    Layer,
-}
-
-/// Builds `formfile` over `context` into `store`; the unfinished root disk is an unnamed file in `scratch`.
+/// Builds `request` into the store of `workshop`.
 ///
-/// Blocks for as long as it takes to read the contents three times and the whole disk once. When it returns, all blobs
-/// are on disk; when it fails, some may be, which are those of a build that got further. Nothing else stays behind.
+/// Blocks. When it returns, all blobs are on disk; when it fails, some may be, which are those of a build that got
+/// further. Nothing else stays behind but what the workshop keeps.
 pub fn build(
-    formfile: &Formfile,
-    context: &Context,
-    store: &dyn BlobStore,
-    scratch: &Path,
-    progress: &mut dyn FnMut(Progress),
+    workshop: &Workshop,
+    request: &Request<'_>,
+    log: &mut dyn FnMut(Event<'_>),
 ) -> Result<Package, BuildError> {
-    let tree = Tree::assemble(&formfile.steps, context)?;
-    check_entrypoint(formfile, &tree)?;
-
-    let (rootfs, rootfs_raw) = build_rootfs(formfile, context, &tree, store, scratch, progress)?;
-    let mut writer = store.writer()?;
-    let mut meter = Meter::new(Phase::Layer, contents_of(&tree), progress);
-    let diff_id = write_layer(&tree, context, &mut writer, &mut |bytes| meter.add(bytes)).map_err(BuildError::Layer)?;
-    let layer = writer.commit(None)?;
-
-    let config = store.put(&mut config_json(formfile, diff_id)?.as_slice(), None)?;
-    let manifest = store.put(&mut manifest_json(formfile, &config, &layer)?.as_slice(), None)?;
-    Ok(Package {
-        manifest,
-        config,
-        layer,
-        rootfs,
-        rootfs_raw,
-        machine: formfile.machine,
-        env: formfile.env.clone(),
-        entrypoint: formfile.entrypoint.clone(),
-        user: formfile.user.clone(),
-        workdir: formfile.workdir.clone(),
-        ports: formfile.ports.clone(),
-    })
-}
-
-/// Why there is no package.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A COPY or WORKDIR cannot be done.
-    #[error(transparent)]
-    Copy(#[from] CopyError),
-    /// The entrypoint cannot be started.
-    #[error("ENTRYPOINT `{program}` {what}")]
-    Entrypoint {
-        /// The program, as the Formfile has it.
-        program: String,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// The layer cannot be written.
-    #[error("cannot write the layer")]
-    Layer(#[source] io::Error),
-    /// The root disk cannot be made.
-    #[error(transparent)]
-    Rootfs(#[from] RootfsError),
-    /// The scratch file for the root disk fails.
-    #[error("cannot use the scratch directory")]
-    Scratch(#[source] io::Error),
-    /// The root disk cannot be compressed into the store.
-    #[error("cannot compress the root disk into the store")]
-    Compress(#[source] io::Error),
-    /// The OCI documents cannot be made.
-    #[error("cannot describe the package as an OCI image")]
-    Oci(#[from] oci_spec::OciSpecError),
-    /// The store fails.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn build_rootfs(
-    formfile: &Formfile,
-    context: &Context,
-    tree: &Tree,
-    store: &dyn BlobStore,
-    scratch: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(BlobInfo, RawImage), BuildError> {
-    let image = tempfile::tempfile_in(scratch).map_err(BuildError::Scratch)?;
-    let mut meter = Meter::new(Phase::Rootfs, contents_of(tree), progress);
-    write_rootfs(tree, context, formfile.machine.disk_mib, &image, &mut |bytes| meter.add(bytes))?;
-
-    let image = SparseReader::new(image).map_err(BuildError::Scratch)?;
-    let size = image.size();
-    let mut writer = store.writer()?;
-    let metered = Metered { inner: image, meter: Meter::new(Phase::Compress, size, progress) };
-    let raw = compress_rootfs(metered, &mut writer).map_err(BuildError::Compress)?;
-    Ok((writer.commit(None)?, raw))
-}
-
-/// Finds out now what would else be a machine that dies at once. Only a path that leads through no link is judged.
-fn check_entrypoint(formfile: &Formfile, tree: &Tree) -> Result<(), BuildError> {
-    let Some(program) = formfile.entrypoint.first() else { return Ok(()) };
-    let path = match program.strip_prefix("./") {
-        Some(relative) => format!("{}/{relative}", formfile.workdir.trim_end_matches('/')),
-        None => program.clone(),
+    let context = request.context.tree();
+    let wanted = wanted(request.formfile, request.target)?;
+    let needed = needed(request.formfile, wanted);
+    let steps_of = |stage: &formfile::Stage| stage.steps.iter().filter(|step| !matches!(step.op, Op::Arg(_))).count();
+    let stages = request.formfile.stages.iter().enumerate().filter(|(number, _)| needed.contains(number));
+    let total = stages.map(|(_, stage)| steps_of(stage).saturating_add(1)).sum();
+    let mut engine = Engine {
+        workshop,
+        request,
+        names: Names::new(workshop.store().clone()),
+        context: &context,
+        log,
+        done: HashMap::new(),
+        number: 0,
+        total,
     };
-    if !path.starts_with('/') || path.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
-        return Ok(());
+    for number in needed {
+        engine.check_time()?;
+        let chain = engine.stage(number)?;
+        engine.done.insert(number, Rc::new(chain));
     }
-    let mut parents = path.match_indices('/').filter_map(|(at, _)| path.get(..at));
-    if parents.any(|parent| matches!(tree.get(parent), Some(Node::Symlink { .. }))) {
-        return Ok(());
-    }
-    let what = match tree.get(&path) {
-        Some(Node::File { executable: true, .. } | Node::Symlink { .. }) => return Ok(()),
-        Some(Node::File { .. }) => "is not executable; run `chmod +x` on it in the build context",
-        Some(Node::Directory) => "is a directory; name a file in it",
-        None => "is not in the package; COPY it, or correct its path",
-    };
-    Err(BuildError::Entrypoint { program: program.clone(), what })
+    let Some(chain) = engine.done.get(&wanted).map(Rc::clone) else { return Err(BuildError::NoStage(String::new())) };
+    engine.package(&chain)
 }
 
-fn contents_of(tree: &Tree) -> u64 {
-    let len = |node: &Node| if let Node::File { contents, .. } = node { contents.len } else { 0 };
-    tree.iter().fold(0, |sum: u64, (_, node)| sum.saturating_add(len(node)))
+struct Engine<'r, 'e> {
+    workshop: &'r Workshop,
+    request: &'r Request<'r>,
+    names: Names,
+    context: &'r Tree,
+    log: &'e mut dyn FnMut(Event<'_>),
+    /// The stages that are built already.
+    done: HashMap<usize, Rc<Chain>>,
+    number: usize,
+    total: usize,
 }
 
-/// Reports progress: at the start, at the end, and some hundred times between.
-struct Meter<'p> {
-    progress: &'p mut dyn FnMut(Progress),
-    state: Progress,
-    reported: u64,
-}
-
-impl<'p> Meter<'p> {
-    fn new(phase: Phase, total: u64, progress: &'p mut dyn FnMut(Progress)) -> Self {
-        let state = Progress { phase, done: 0, total };
-        progress(state);
-        Self { progress, state, reported: 0 }
+impl Engine<'_, '_> {
+    fn begin(&mut self, text: &str) {
+        self.number = self.number.saturating_add(1);
+        (self.log)(Event::Step { number: self.number, total: self.total, text });
     }
 
-    fn add(&mut self, bytes: u64) {
-        self.state.done = self.state.done.saturating_add(bytes);
-        let news = self.state.done.saturating_sub(self.reported);
-        if news > 0 && (news >= self.state.total / 100 || self.state.done >= self.state.total) {
-            self.reported = self.state.done;
-            (self.progress)(self.state);
+    fn check_time(&self) -> Result<(), BuildError> {
+        if self.request.stop.is_stopped() {
+            return Err(BuildError::Stopped);
+        }
+        if self.request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(BuildError::TimedOut);
+        }
+        Ok(())
+    }
+}
+
+/// The stage that was asked for: by its name or its number.
+fn wanted(formfile: &Formfile, target: Option<&str>) -> Result<usize, BuildError> {
+    let last = formfile.stages.len().saturating_sub(1);
+    let Some(target) = target else { return Ok(last) };
+    find(formfile, target, formfile.stages.len()).ok_or_else(|| BuildError::NoStage(target.to_owned()))
+}
+
+/// The stage before `before` that is called `name`.
+fn find(formfile: &Formfile, name: &str, before: usize) -> Option<usize> {
+    let lower = name.to_ascii_lowercase();
+    let stages = formfile.stages.iter().take(before);
+    let by_name =
+        stages.enumerate().filter(|(_, stage)| stage.name.as_deref() == Some(&lower)).map(|(at, _)| at).next_back();
+    by_name.or_else(|| name.parse().ok().filter(|number| *number < before))
+}
+
+/// The stages that `wanted` is made of, each after those that it needs. What stands in variables is known only later, so
+/// whoever has one in a FROM or a `--from` may need all before it.
+fn needed(formfile: &Formfile, wanted: usize) -> BTreeSet<usize> {
+    let mut needed = BTreeSet::new();
+    let mut next = vec![wanted];
+    while let Some(number) = next.pop() {
+        let Some(stage) = formfile.stages.get(number).filter(|_| needed.insert(number)) else { continue };
+        let copies = stage.steps.iter().filter_map(|step| match &step.op {
+            Op::Copy(copy) => copy.from.as_ref(),
+            _ => None,
+        });
+        for from in std::iter::once(&stage.from).chain(copies) {
+            match from.literal() {
+                Some(name) => next.extend(find(formfile, name, number)),
+                None => next.extend(0..number),
+            }
         }
     }
-}
-
-struct Metered<'p, R> {
-    inner: R,
-    meter: Meter<'p>,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
-        self.meter.add(read as u64);
-        Ok(read)
-    }
+    needed
 }
 
 #[cfg(test)]

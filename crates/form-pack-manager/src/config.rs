@@ -7,6 +7,8 @@ use form_client::Endpoint;
 use form_service::logs::LogConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::{layer, workshop};
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -24,6 +26,11 @@ pub struct Config {
     pub max_context_mib: u64,
     /// Builds that are made at the same time; others wait.
     pub builds: usize,
+    /// What builds leave for those after them, of each kind: MiB.
+    pub cache_mib: u64,
+    /// The first of the 65536 ids of the host that the root of RUN and its users are; for a builder that is root or has
+    /// CAP_SETUID and CAP_SETGID. Nobody else may have them.
+    pub first_id: u32,
     /// Builds that have ended and are kept, in each project.
     pub keep_builds: usize,
     /// The most that a blob of the registry may have.
@@ -53,6 +60,8 @@ impl Default for Config {
             identity_dir: "/etc/formation/form-pack-manager/tls".into(),
             max_context_mib: 4096,
             builds: 2,
+            cache_mib: 20_480,
+            first_id: 1_000_000,
             keep_builds: 20,
             max_blob_mib: 65_536,
             sparse_manifests: false,
@@ -62,6 +71,19 @@ impl Default for Config {
             sweep_seconds: 3600,
             grace_seconds: 86_400,
             log: LogConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How its workshop is set up.
+    pub(crate) fn workshop(&self) -> workshop::Options {
+        workshop::Options {
+            data_dir: self.data_dir.clone(),
+            first_id: self.first_id,
+            most_bytes: self.cache_mib << 20,
+            limits: layer::Limits { bytes: 64 << 30, entries: 1_000_000, name_bytes: 256 << 20 },
+            program: "/proc/self/exe".into(),
         }
     }
 }
@@ -87,6 +109,9 @@ impl form_service::Config for Config {
         }
         if self.builds == 0 {
             return Err("builds: 0 would build nothing; 1 is the least".to_owned());
+        }
+        if self.first_id < 65_536 {
+            return Err(format!("first_id: {} is an id of the host's own; take 1000000", self.first_id));
         }
         for (key, value) in [
             ("max_context_mib", self.max_context_mib),

@@ -1,9 +1,9 @@
 //! Builds packages: a Formfile and a build context in, an OCI image and a root disk out.
 //!
 //! ```text
-//! Formfile ------> formfile --+
-//!                             +--> tree --+--> layer  --> OCI layer, configuration, manifest --+
-//! tar stream ----> context ---+           +--> rootfs --> ext4 image, zstd --------------------+--> store
+//! tar stream --> context --+                +--> layer  --> OCI layers, configuration, manifest --+
+//! image -------> layers ---+--> tree, step -+                                                     +--> store
+//! RUN ---------> sandbox --+    after step  +--> rootfs --> ext4 image, zstd ---------------------+
 //! ```
 //!
 //! The store is an OCI registry too: `registry` is the way in and out of it for everybody's tools.
@@ -16,14 +16,18 @@ pub mod builder;
 mod builds;
 mod config;
 pub mod context;
-pub mod formfile;
+pub mod image;
 pub mod layer;
+mod logs;
 mod registry;
 pub mod rootfs;
+mod secrets;
 mod service;
 pub mod store;
 mod stream;
 pub mod tree;
+mod users;
+pub mod workshop;
 
 pub use config::Config;
 pub use service::{RunError, run};

@@ -28,13 +28,13 @@ use serde_json::json;
 use uuid::Uuid;
 
 pub(crate) use error::{Error, is_full};
-pub(crate) use name::Repository;
+pub(crate) use name::{Reference, Repository};
 pub(crate) use names::{LATEST, Names};
 pub(crate) use uploads::Limits;
 
 use self::auth::Gate;
 use self::manifest::{MOST_BYTES, Manifest, OCI_INDEX};
-use self::name::{Reference, Target};
+use self::name::Target;
 use self::names::Stored;
 use self::packages::Packages;
 use self::uploads::{Upload, Uploads, joined, location, out_of_order, range};

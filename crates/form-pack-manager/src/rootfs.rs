@@ -9,23 +9,17 @@ pub use sparse::SparseReader;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
-use crate::context::{Context, Extent, Node};
-use crate::tree::Tree;
+use crate::tree::{Contents, Kind, Node, Tree};
 
 /// Writes `tree` as an ext4 image of `disk_mib` MiB into the empty file `out`, which becomes sparse. `written` hears of
 /// each byte of contents that is done.
-pub fn write_rootfs(
-    tree: &Tree,
-    context: &Context,
-    disk_mib: u64,
-    out: &File,
-    written: &mut dyn FnMut(u64),
-) -> Result<(), RootfsError> {
+pub fn write_rootfs(tree: &Tree, disk_mib: u64, out: &File, written: &mut dyn FnMut(u64)) -> Result<(), RootfsError> {
     let plan = match plan(tree, disk_mib) {
         Ok(plan) => plan,
         // mkext4 has no error of its own for an image that is too small. If a larger one works, that was it.
@@ -39,7 +33,9 @@ pub fn write_rootfs(
     out.set_len(plan.layout.image_len()).map_err(RootfsError::Write)?;
     let mut writer = plan.layout.writer(Sink(out)).map_err(RootfsError::from_writing)?;
     for (inode, contents) in plan.files {
-        writer.fill(inode, &mut context.open(contents)).map_err(RootfsError::from_writing)?;
+        writer
+            .fill(inode, &mut BufReader::with_capacity(1 << 20, contents.open()))
+            .map_err(RootfsError::from_writing)?;
         written(contents.len);
     }
     writer.finish().map_err(RootfsError::from_writing)?;
@@ -86,7 +82,7 @@ const BYTES_PER_INODE: u64 = 16 << 10;
 
 struct Plan {
     layout: Layout,
-    files: Vec<(InodeHandle, Extent)>,
+    files: Vec<(InodeHandle, Arc<Contents>)>,
 }
 
 fn plan(tree: &Tree, disk_mib: u64) -> mkext4::Result<Plan> {
@@ -100,27 +96,57 @@ fn plan(tree: &Tree, disk_mib: u64) -> mkext4::Result<Plan> {
     options.inodes = InodeCount::Exact(inodes);
 
     let mut builder = FsBuilder::new(options)?;
-    let mut files = Vec::new();
+    if let Some(root) = tree.root() {
+        builder.set_meta(ROOT, meta(root))?;
+    }
     let mut directories = HashMap::from([("", ROOT)]);
+    let mut others = Vec::new();
     for (path, node) in tree.iter() {
-        let (parent_path, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let parent = directories.get(parent_path).copied().ok_or_else(|| orphan(path))?;
-        let meta = |mode| Meta::new(mode, 0, 0, (0, 0));
-        match node {
-            Node::Directory => {
-                directories.insert(path, builder.mkdir(parent, name, meta(0o755))?);
-            }
-            Node::File { contents, executable } => {
-                let mode = if *executable { 0o755 } else { 0o644 };
-                let file = builder.file(parent, name, meta(mode), contents.len)?;
+        if node.is_directory() {
+            let (parent, name) = split(path);
+            let parent = directories.get(parent).copied().ok_or_else(|| orphan(path))?;
+            directories.insert(path, builder.mkdir(parent, name, meta(node))?);
+        } else {
+            others.push((path, node));
+        }
+    }
+    // What the upper layers bring stands last, so that a change of theirs moves nothing that is below them.
+    others.sort_by_key(|(_, node)| node.layer);
+    let mut files = Vec::new();
+    let mut linked: HashMap<*const Contents, InodeHandle> = HashMap::new();
+    for (path, node) in others {
+        let (parent, name) = split(path);
+        let parent = directories.get(parent).copied().ok_or_else(|| orphan(path))?;
+        match &node.kind {
+            Kind::Directory => {}
+            Kind::Symlink(target) => drop(builder.symlink(parent, name, target, meta(node))?),
+            Kind::File(contents) => {
+                if let Some(first) = linked.get(&Arc::as_ptr(contents)) {
+                    builder.hardlink(parent, name, *first)?;
+                    continue;
+                }
+                let file = builder.file(parent, name, meta(node), contents.len)?;
+                linked.insert(Arc::as_ptr(contents), file);
+                if let Some(value) = &node.capability {
+                    builder.set_xattr(file, "security.capability", value)?;
+                }
                 if contents.len > 0 {
-                    files.push((file, *contents));
+                    files.push((file, Arc::clone(contents)));
                 }
             }
-            Node::Symlink { target } => drop(builder.symlink(parent, name, target, meta(0o777))?),
         }
     }
     Ok(Plan { layout: builder.seal()?, files })
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+fn meta(node: &Node) -> Meta {
+    // Twelve bits of it are permissions.
+    let mode = u16::try_from(node.mode & 0o7777).unwrap_or_default();
+    Meta::new(mode, node.uid, node.gid, (node.mtime, 0))
 }
 
 /// A tree has the parents of all that is in it, and has them first.

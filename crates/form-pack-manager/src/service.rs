@@ -11,36 +11,47 @@ use form_service::Context;
 use form_service::identity::IdentityError;
 use form_service::listener::{self, Limits, Routes};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::builds::Builds;
 use crate::config::Config;
+use crate::logs::Logs;
 use crate::registry::packages::Packages;
 use crate::registry::sweep::Sweeper;
 use crate::registry::{self, Names, Registry};
+use crate::secrets::Secrets;
 use crate::store::{DirStore, StoreError};
+use crate::workshop::{Workshop, WorkshopError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("listening on {address}; is another form-pack-manager running?")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("scratch directory {}", .path.display())]
-    Scratch { path: PathBuf, source: io::Error },
+    #[error("the directory of logs {}", .path.display())]
+    Logs { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Workshop(#[from] WorkshopError),
     #[error(transparent)]
     Client(#[from] form_client::Error),
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
+/// Builds that wait at the same time, and say so.
+const WAITING: usize = 64;
+
 /// Runs until the context's shutdown.
 pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let config = Arc::clone(&context.config.borrow());
     let client = Client::new(config.state.clone(), &context.identity, "form-pack-manager")?;
     let store = DirStore::open(&config.data_dir)?;
-    let scratch = config.data_dir.join("scratch");
-    std::fs::create_dir_all(&scratch).map_err(|source| RunError::Scratch { path: scratch.clone(), source })?;
+    let workshop = Workshop::open(store.clone(), config.workshop())?;
+    let logs = config.data_dir.join("logs");
+    let logs = Logs::open(logs.clone()).map_err(|source| RunError::Logs { path: logs, source })?;
+    let secrets = Secrets::default();
 
     let names = Names::new(store.clone());
     let idle = Duration::from_secs(config.idle_seconds);
@@ -53,17 +64,27 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     };
     let registry = Registry::new(client.clone(), names.clone(), Packages::new(client.clone()), uploads);
     let grace = Duration::from_secs(config.grace_seconds);
-    let sweeper = Sweeper::new(registry.clone(), names.clone(), client.clone(), grace, config.keep_builds);
+    let sweeper = Sweeper::new(
+        registry.clone(),
+        names.clone(),
+        client.clone(),
+        grace,
+        config.keep_builds,
+        config.cache_mib << 20,
+    );
 
     context.health.wait_for("builds", "form-state has not listed them yet");
     let builds = Arc::new(Builds {
         client: client.clone(),
         names: names.clone(),
-        scratch,
+        workshop,
+        logs: logs.clone(),
+        secrets: secrets.clone(),
+        room: Arc::new(Semaphore::new(config.builds)),
         url: config.public_url.clone(),
         health: context.health.clone(),
     });
-    let options = reconcile::Options { workers: config.builds, ..Default::default() };
+    let options = reconcile::Options { workers: config.builds.saturating_add(WAITING), ..Default::default() };
     // Nothing but the store's resources tells when to look again.
     let (_nudge, nudges) = reconcile::nudges();
     let following = tokio::spawn(reconcile::run(client.clone(), "", builds, options, nudges));
@@ -73,7 +94,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let contexts = config.max_context_mib << 20;
     let routes = Routes {
         limited: sweeper.routes(),
-        streams: api::streams(client, store, contexts, idle).merge(registry.routes()),
+        streams: api::streams(client, store, logs, secrets, contexts, idle).merge(registry.routes()),
     };
     let sweeping = tokio::spawn(sweeper.run(Duration::from_secs(config.sweep_seconds)));
     tracing::info!(address = %config.listen, "form-pack-manager serves");

@@ -5,7 +5,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::context::{Context, Limits, pack_context};
-use crate::formfile::Formfile;
+use crate::store::DirStore;
+use crate::tree::{Copy, Diff, Tree};
+use crate::workshop::{self, Workshop};
 
 /// A build context of files (`name`, `contents`), executable if the name ends in `*`, and links (`name -> target`).
 pub(crate) fn context(files: &[(&str, &str)]) -> Context {
@@ -31,12 +33,31 @@ pub(crate) fn fill(dir: &Path, files: &[(&str, &str)]) {
     }
 }
 
-/// A Formfile with `lines`, and what else it needs.
-pub(crate) fn formfile(lines: &str) -> Formfile {
-    Formfile::parse("Formfile", text(lines).as_bytes()).unwrap()
+/// The tree of a context whose files are all below `directory`.
+pub(crate) fn tree(directory: &str, files: &[(&str, &str)]) -> (Tree, Diff) {
+    let (mut tree, mut diff) = (Tree::default(), Diff::default());
+    let from = context(files).tree();
+    let copy = Copy {
+        from: &from,
+        sources: &[String::new()],
+        destination: directory,
+        into_directory: false,
+        owner: None,
+        mode: None,
+        layer: 1,
+    };
+    copy.apply(&mut tree, &mut diff).unwrap();
+    (tree, diff)
 }
 
-/// The text of [`formfile`].
-pub(crate) fn text(lines: &str) -> String {
-    format!("FROM scratch\n{lines}\nENTRYPOINT [\"/hello\"]\n")
+/// A builder's directories, without sandboxes: those need a program that can be one.
+pub(crate) fn workshop(dir: &Path) -> Workshop {
+    let options = workshop::Options {
+        data_dir: dir.to_owned(),
+        first_id: 1_000_000,
+        most_bytes: 1 << 30,
+        limits: Limits::default(),
+        program: "/bin/false".into(),
+    };
+    Workshop::open(DirStore::open(dir.join("store")).unwrap(), options).unwrap()
 }

@@ -250,13 +250,22 @@ pub(crate) struct Named {
 
 #[derive(Subcommand)]
 pub(crate) enum Pack {
-    /// Build a directory with a Formfile into a package
-    Build {
-        /// A directory with a Formfile
-        dir: PathBuf,
-        /// The package's name [default: the directory's]
-        #[arg(long)]
-        name: Option<String>,
+    /// Build a directory with a Formfile, or an image, into a package
+    Build(Build),
+    /// Show what a build wrote
+    Log {
+        /// The build
+        name: String,
+        /// Go on until it has ended
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        project: InProject,
+    },
+    /// Stop a build
+    Cancel {
+        /// The build
+        name: String,
         #[command(flatten)]
         project: InProject,
     },
@@ -351,6 +360,48 @@ pub(crate) struct Outside {
     /// Ask without TLS
     #[arg(long)]
     pub(crate) plain_http: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Build {
+    /// A directory with a Formfile
+    #[arg(required_unless_present = "image")]
+    pub(crate) dir: Option<PathBuf>,
+    /// The package's name [default: the directory's, or the image's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// An image of the project instead of a directory: NAME[:TAG]
+    #[arg(long, conflicts_with = "dir")]
+    pub(crate) image: Option<String>,
+    /// A value of one of the Formfile's ARGs
+    #[arg(long = "arg", value_name = "NAME=VALUE")]
+    pub(crate) args: Vec<String>,
+    /// The stage that becomes the package [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// What RUN reaches; INSTALL needs the host's network
+    #[arg(long, value_enum, default_value_t = BuildNetwork::None)]
+    pub(crate) network: BuildNetwork,
+    /// Seconds after which it has failed [default: an hour]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+    /// Run every RUN again
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// A secret of RUN, out of a file; it is kept nowhere
+    #[arg(long = "secret", value_name = "id=ID,src=FILE")]
+    pub(crate) secrets: Vec<String>,
+    /// Show what the build writes, also where no terminal is
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BuildNetwork {
+    None,
+    Host,
 }
 
 #[derive(Args)]

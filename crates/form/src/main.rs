@@ -27,6 +27,8 @@ use crate::context::Context;
 use crate::error::Error;
 
 fn main() -> ExitCode {
+    // `form up` builds packages; as one step of a build it is another program.
+    form_sandbox::entry();
     let Cli { context, command } = Cli::parse();
     let client = || -> Result<Api, Error> {
         form_service::run::init_process();

@@ -27,7 +27,9 @@ pub(crate) async fn pack(api: impl FnOnce() -> Result<Api, Error>, args: Pack) -
     match args {
         Pack::Lint(args) => formfile::lint(args),
         Pack::Fmt(args) => formfile::format(args),
-        Pack::Build { dir, name, project } => run::build_package(api()?, dir, name, project.project).await,
+        Pack::Build(args) => run::build_package(api()?, args).await,
+        Pack::Log { name, follow, project } => run::log(&api()?, &project.project, &name, follow).await,
+        Pack::Cancel { name, project } => run::cancel(&api()?, &project.project, &name).await,
         Pack::List { project, output } => verbs::list_packages(api()?, project.project, output.output).await,
         Pack::Inspect { name, project } => verbs::inspect_package(api()?, project.project, name).await,
         Pack::Push { image, to, outside, project } => {

@@ -1,10 +1,11 @@
 //! From a directory with a Formfile to a package, and on to an instance that runs.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use form_pack_manager::context::pack_context;
+use form_types::v1::build_spec::Network;
 use form_types::v1::build_status::Phase as BuildPhase;
 use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase;
@@ -27,14 +28,83 @@ use crate::{cli, pack, progress, verbs};
 /// How long a workload without ports has to hold until it is said to run.
 const MOMENT: Duration = Duration::from_secs(1);
 
-pub(crate) async fn build_package(api: Api, dir: PathBuf, name: Option<String>, project: String) -> Result<(), Error> {
-    let name = name.map_or_else(|| name_of(&dir), Ok)?;
-    let digest = build(&api, &dir, &name, &project).await?;
+pub(crate) async fn build_package(api: Api, args: cli::Build) -> Result<(), Error> {
+    let project = args.project.project.clone();
+    let name = match (&args.name, &args.dir, &args.image) {
+        (Some(name), ..) => name.clone(),
+        (None, Some(dir), _) => name_of(dir)?,
+        (None, None, image) => name_of_image(image.as_deref().unwrap_or_default())?,
+    };
+    let mut spec = BuildSpec {
+        package: name.clone(),
+        target: args.target.unwrap_or_default(),
+        timeout_seconds: args.timeout.unwrap_or_default(),
+        no_cache: args.no_cache,
+        image: args.image.unwrap_or_default(),
+        ..Default::default()
+    };
+    if args.network == cli::BuildNetwork::Host {
+        spec.set_network(Network::Host);
+    }
+    for arg in &args.args {
+        let (key, value) =
+            arg.split_once('=').ok_or_else(|| Error::Usage(format!("--arg {arg}: not of the form NAME=VALUE")))?;
+        spec.args.insert(key.to_owned(), value.to_owned());
+    }
+    for secret in &args.secrets {
+        let parts =
+            secret.split_once(',').and_then(|(id, file)| Some((id.strip_prefix("id=")?, file.strip_prefix("src=")?)));
+        let (id, file) =
+            parts.ok_or_else(|| Error::Usage(format!("--secret {secret}: not of the form id=ID,src=FILE")))?;
+        let contents = std::fs::read(file).map_err(Error::file(Path::new(file)))?;
+        let answer = pack::store(&api).await?.post(&format!("/v1/projects/{project}/secrets"), contents.into()).await?;
+        spec.secrets.insert(id.to_owned(), told(answer, "handle").await?);
+    }
+    if let Some(dir) = &args.dir {
+        spec.context = upload(&api, dir, &project).await?;
+    }
+    let shows = args.follow || std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let digest = build(&api, spec, &project, shows).await?;
     say(format_args!("{name} {digest}"))
 }
 
+/// Prints what a build wrote.
+pub(crate) async fn log(api: &Api, project: &str, name: &str, follow: bool) -> Result<(), Error> {
+    print_log(api, project, name, follow, &mut std::io::stdout()).await
+}
+
+async fn print_log(
+    api: &Api,
+    project: &str,
+    name: &str,
+    follow: bool,
+    out: &mut dyn std::io::Write,
+) -> Result<(), Error> {
+    let path = format!("/v1/projects/{project}/builds/{name}/log");
+    let answer = pack::store(api).await?.get(&path, &[("follow", follow.to_string())]).await?;
+    let mut pieces = answer.bytes_stream();
+    while let Some(piece) = pieces.try_next().await.map_err(|error| Error::Answer(error.to_string()))? {
+        out.write_all(&piece).and_then(|()| out.flush()).map_err(|error| Error::Failed(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Says that a build is not wanted any more.
+pub(crate) async fn cancel(api: &Api, project: &str, name: &str) -> Result<(), Error> {
+    let mut build = api.get_object::<kinds::Build>(project, name).await?;
+    build.spec.cancel = true;
+    api.apply_object(Object::<kinds::Build>::new(project, name, build.spec)).await?;
+    say(format_args!("build {name} is to be cancelled"))
+}
+
 pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
-    let name = args.name.map_or_else(|| name_of(&args.dir), Ok)?;
+    // What is not a directory here may be an image there.
+    let image = args.dir.to_str().filter(|text| !args.dir.exists() && !text.starts_with(['.', '/'])).map(str::to_owned);
+    let name = match (args.name, &image) {
+        (Some(name), _) => name,
+        (None, Some(image)) => name_of_image(image)?,
+        (None, None) => name_of(&args.dir)?,
+    };
     let project = args.project.project;
     // Judged before anything is built.
     let mut asked = InstanceSpec { package: name.clone(), ..Default::default() };
@@ -46,7 +116,12 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
     }
     let draft = Object::<kinds::Instance>::new(&project, &name, asked.clone());
     validate(&draft.into()).map_err(|invalid| Error::Usage(invalid.to_string()))?;
-    let digest = build(&api, &args.dir, &name, &project).await?;
+    let mut wanted = BuildSpec { package: name.clone(), ..Default::default() };
+    match image {
+        Some(image) => wanted.image = image,
+        None => wanted.context = upload(&api, &args.dir, &project).await?,
+    }
+    let digest = build(&api, wanted, &project, false).await?;
 
     let restart = args.restart.map(|restart| match restart {
         cli::Restart::Always => Restart::Always,
@@ -177,28 +252,49 @@ async fn answers(status: &InstanceStatus) {
     }
 }
 
-/// Uploads the directory, has it built, and answers with the package's digest.
-async fn build(api: &Api, dir: &Path, name: &str, project: &str) -> Result<String, Error> {
-    let context = upload(api, dir, project).await?;
-    let spec = BuildSpec { context, package: name.to_owned(), ..Default::default() };
+/// Has it built, and answers with the package's digest.
+async fn build(api: &Api, spec: BuildSpec, project: &str, shows: bool) -> Result<String, Error> {
+    let name = spec.package.clone();
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let build = format!("{}-{}", name.get(..54).unwrap_or(name), id.get(..8).unwrap_or(&id));
+    let build = format!("{}-{}", name.get(..54).unwrap_or(&name), id.get(..8).unwrap_or(&id));
     api.apply_object(Object::<kinds::Build>::new(project, &build, spec)).await?;
-    let bar = progress::waiting(format!("building {name}"));
+    let bar = if shows { indicatif::ProgressBar::hidden() } else { progress::waiting(format!("building {name}")) };
     let ended = api.wait_for(project, &build, |build: Option<&Object<kinds::Build>>| {
         let Some(build) = build else { return Some(Err(Error::Failed("the build was deleted".to_owned()))) };
         match build.status.phase() {
             BuildPhase::Succeeded => Some(Ok(build.status.digest.clone())),
-            BuildPhase::Failed => Some(Err(Error::Failed(build.status.message.clone()))),
+            BuildPhase::Failed => {
+                let step =
+                    if build.status.step.is_empty() { String::new() } else { format!("{}:\n", build.status.step) };
+                Some(Err(Error::Failed(format!("{step}{}", build.status.message))))
+            }
+            BuildPhase::Cancelled => Some(Err(Error::Failed("the build was cancelled".to_owned()))),
+            BuildPhase::Queued => {
+                bar.set_message(format!("building {name}: others are built before"));
+                None
+            }
             _ => {
                 bar.set_message(format!("building {name}: {}", build.status.step));
                 None
             }
         }
     });
-    let ended = ended.await?;
-    bar.finish_and_clear();
-    ended
+    if !shows {
+        let ended = ended.await?;
+        bar.finish_and_clear();
+        return ended;
+    }
+    // A log that breaks off does not end the build.
+    let mut errors = std::io::stderr();
+    let (ended, _) = tokio::join!(ended, print_log(api, project, &build, true, &mut errors));
+    ended?
+}
+
+/// A text of an answer of the package store.
+async fn told(answer: reqwest::Response, key: &str) -> Result<String, Error> {
+    let answer: Value = answer.json().await.map_err(|error| Error::Answer(error.to_string()))?;
+    let text = answer.get(key).and_then(Value::as_str);
+    text.map(str::to_owned).ok_or_else(|| Error::Answer(format!("the package store gave no {key}")))
 }
 
 /// Sends the directory to the package store; answers with the digest of what was sent.
@@ -227,9 +323,16 @@ async fn upload(api: &Api, dir: &Path, project: &str) -> Result<String, Error> {
     let body = reqwest::Body::wrap_stream(chunks.inspect_ok(move |chunk| sent.inc(chunk.len() as u64)));
     let answer = pack::store(api).await?.post(&format!("/v1/projects/{project}/contexts"), body).await?;
     bar.finish_and_clear();
-    let answer: Value = answer.json().await.map_err(|error| Error::Answer(error.to_string()))?;
-    let digest = answer.get("digest").and_then(Value::as_str);
-    digest.map(str::to_owned).ok_or_else(|| Error::Answer("the package store gave no digest".to_owned()))
+    told(answer, "digest").await
+}
+
+/// The last part of an image's name, without its tag.
+fn name_of_image(image: &str) -> Result<String, Error> {
+    let last = image.rsplit('/').next().unwrap_or_default();
+    match last.split([':', '@']).next() {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(Error::Usage(format!("{image:?}: give it a name with --name"))),
+    }
 }
 
 /// The directory's own name, made a DNS label.

@@ -16,8 +16,11 @@ pub(crate) const VIRTUAL_MACHINES: [(&str, &str); 3] =
 pub(crate) const TOOLS: [(&str, &str); 3] = [("dig", "bind9-dnsutils"), ("curl", "curl"), ("ip", "iproute2")];
 
 /// The judges that tests ask, where they are there.
-pub(crate) const JUDGES: [(&str, &str); 6] = [
+pub(crate) const JUDGES: [(&str, &str); 8] = [
     ("kdig", "knot-dnsutils"),
+    // The base of what the stories of builds run.
+    ("busybox", "busybox-static"),
+    ("newuidmap", "uidmap"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("podman", "podman"),

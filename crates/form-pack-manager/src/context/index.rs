@@ -3,14 +3,17 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use tar::EntryType;
+
+use crate::tree::{self, Contents, Kind, Tree};
 
 /// A build context: an index in memory, and the contents of its files in an unnamed scratch file.
 #[derive(Debug)]
 pub struct Context {
     nodes: BTreeMap<String, Node>,
-    spool: File,
+    spool: Arc<File>,
 }
 
 /// One entry of a build context, or of the file system of a package.
@@ -82,7 +85,7 @@ impl Context {
             return Err(ContextError::Cut);
         }
         let spool = indexer.spool.into_inner().map_err(|e| ContextError::Spool(e.into_error()))?;
-        Ok(Self { nodes: indexer.nodes, spool })
+        Ok(Self { nodes: indexer.nodes, spool: Arc::new(spool) })
     }
 
     /// The entry at `path`: relative and normalised, as [`crate::formfile::Step::Copy`] has it. The empty path is the
@@ -96,6 +99,27 @@ impl Context {
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
         let from = prefix.clone();
         self.nodes.range(from..).map_while(move |(name, node)| Some((name.strip_prefix(&prefix)?, node)))
+    }
+
+    /// As what COPY copies from: all of it root's.
+    pub fn tree(&self) -> Tree {
+        let mut tree = Tree::default();
+        for (path, node) in &self.nodes {
+            let directory = tree::Node::directory(0);
+            let node = match node {
+                Node::Directory => directory,
+                Node::File { contents: Extent { offset, len }, executable } => tree::Node {
+                    kind: Kind::File(Arc::new(Contents { file: Arc::clone(&self.spool), offset: *offset, len: *len })),
+                    mode: if *executable { 0o755 } else { 0o644 },
+                    ..directory
+                },
+                Node::Symlink { target } => {
+                    tree::Node { kind: Kind::Symlink(target.clone()), mode: 0o777, ..directory }
+                }
+            };
+            tree.insert(path.clone(), node);
+        }
+        tree
     }
 
     /// Reads the contents of a file.

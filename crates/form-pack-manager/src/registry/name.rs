@@ -74,7 +74,7 @@ impl fmt::Display for Repository {
 }
 
 impl Reference {
-    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         // No tag has a colon, and every digest has.
         if text.contains(':') { Ok(Self::Digest(digest(text)?)) } else { Ok(Self::Tag(tag(text)?)) }
     }

@@ -41,10 +41,10 @@ pub(crate) struct Names {
 
 /// A manifest as it was pushed.
 #[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) digest: Digest,
-    pub(super) media_type: String,
-    pub(super) bytes: Bytes,
+pub(crate) struct Stored {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Bytes,
 }
 
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Names {
         self.cache().found.get(&format!("{repository}@{reference}")).map(Arc::clone)
     }
 
-    pub(super) fn manifest(
+    pub(crate) fn manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
@@ -105,7 +105,7 @@ impl Names {
         Ok(digest.parse().ok().map(|digest| (digest, is_package)))
     }
 
-    pub(super) fn is_linked(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+    pub(crate) fn is_linked(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.store.read(&link(repository, digest))?.is_some())
     }
 
@@ -239,7 +239,7 @@ impl Names {
 
     /// Makes what was built the image `latest` of the repository of its name. It stays for as long as the Package does.
     pub(crate) fn publish(&self, repository: &Repository, package: &Package) -> Result<(), StoreError> {
-        for blob in [&package.config, &package.layer] {
+        for blob in std::iter::once(&package.config).chain(package.layers.iter().map(|layer| &layer.blob)) {
             self.link(repository, &blob.digest)?;
         }
         let digest = package.manifest.digest;

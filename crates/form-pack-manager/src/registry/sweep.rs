@@ -33,6 +33,7 @@ use super::name::{Reference, Repository};
 use super::names::{ROOT, digest_at};
 use super::{Names, Registry};
 use crate::store::{BlobStore as _, Document, Documents as _, StoreError};
+use crate::workshop;
 
 #[derive(Clone)]
 pub(crate) struct Sweeper(Arc<Inner>);
@@ -44,6 +45,8 @@ struct Inner {
     grace: Duration,
     /// Finished builds that a project keeps.
     builds: usize,
+    /// Bytes of blobs that only builds to come may want.
+    most_cached: u64,
     /// One sweep at a time: a second would only see the same.
     turn: Mutex<()>,
 }
@@ -71,8 +74,15 @@ struct InUse {
 }
 
 impl Sweeper {
-    pub(crate) fn new(registry: Registry, names: Names, client: Client, grace: Duration, builds: usize) -> Self {
-        Self(Arc::new(Inner { registry, names, client, grace, builds, turn: Mutex::default() }))
+    pub(crate) fn new(
+        registry: Registry,
+        names: Names,
+        client: Client,
+        grace: Duration,
+        builds: usize,
+        most_cached: u64,
+    ) -> Self {
+        Self(Arc::new(Inner { registry, names, client, grace, builds, most_cached, turn: Mutex::default() }))
     }
 
     /// Sweeps every so often, for ever.
@@ -110,7 +120,8 @@ impl Sweeper {
             &self.0.client.list::<kinds::Project>("").await?.items,
         );
         let names = self.0.names.clone();
-        let found = tokio::task::spawn_blocking(move || sweep(&names, &in_use, unused_since));
+        let most_cached = self.0.most_cached;
+        let found = tokio::task::spawn_blocking(move || sweep(&names, &in_use, unused_since, most_cached));
         let found = found.await??;
         let swept = Swept { uploads: swept.uploads, builds: swept.builds, ..found };
         metrics::counter!("form_registry_sweeps_total").increment(1);
@@ -150,7 +161,7 @@ fn old_builds(builds: &[Object<kinds::Build>], keep: usize) -> Vec<&Object<kinds
 }
 
 fn has_ended(build: &Object<kinds::Build>) -> bool {
-    matches!(build.status.phase(), Phase::Succeeded | Phase::Failed)
+    matches!(build.status.phase(), Phase::Succeeded | Phase::Failed | Phase::Cancelled)
 }
 
 impl InUse {
@@ -173,15 +184,16 @@ impl InUse {
     }
 }
 
-fn sweep(names: &Names, in_use: &InUse, unused_since: SystemTime) -> Result<Swept, StoreError> {
+fn sweep(names: &Names, in_use: &InUse, unused_since: SystemTime, most_cached: u64) -> Result<Swept, StoreError> {
     let mut swept = Swept::default();
     for repository in repositories(names)? {
         sweep_repository(names, &repository, in_use, unused_since, &mut swept)?;
     }
     // Listed again, whole: what was linked before this is known, and what is linked later is young.
     let links = names.store.under(ROOT)?;
-    let linked: HashSet<Digest> =
+    let mut linked: HashSet<Digest> =
         links.iter().filter(|link| link.name.contains("/_blobs/")).filter_map(|link| digest_at(&link.name)).collect();
+    linked.extend(workshop::sweep(&names.store, most_cached, &in_use.projects)?);
     for blob in names.store.list()? {
         let blob = blob?;
         if !linked.contains(&blob.digest)

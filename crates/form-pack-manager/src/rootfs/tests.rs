@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
-use crate::testing::{context, formfile};
+use crate::testing::tree;
 
 /// A disk image in a directory of its own, and what `e2fsck` says of it.
 struct Disk {
@@ -12,12 +12,11 @@ struct Disk {
 }
 
 impl Disk {
-    fn of(lines: &str, files: &[(&str, &str)], mib: u64) -> Result<Self, RootfsError> {
-        let context = context(files);
-        let tree = Tree::assemble(&formfile(lines).steps, &context).unwrap();
+    fn of(directory: &str, files: &[(&str, &str)], mib: u64) -> Result<Self, RootfsError> {
+        let (tree, _) = tree(directory, files);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
-        write_rootfs(&tree, &context, mib, &File::create(&path).unwrap(), &mut |_| {})?;
+        write_rootfs(&tree, mib, &File::create(&path).unwrap(), &mut |_| {})?;
         Ok(Self { _dir: dir, path })
     }
 
@@ -51,7 +50,7 @@ fn a_disk_holds_names_modes_owners_links_and_contents() {
     let long = "n".repeat(255);
     let big = "0123456789abcdef".repeat(1 << 16);
     let disk = Disk::of(
-        "COPY . /srv",
+        "/srv",
         &[
             ("run*", "#!/bin/sh\n"),
             ("d/plain", "text"),
@@ -86,7 +85,7 @@ fn a_disk_holds_names_modes_owners_links_and_contents() {
 
 #[test]
 fn the_kernel_mounts_a_disk_and_finds_in_it_what_was_put_there() {
-    let disk = Disk::of("COPY . /srv", &[("run*", "#!/bin/sh\n"), ("a/b/c", "deep"), ("l -> a/b/c", "")], 16).unwrap();
+    let disk = Disk::of("/srv", &[("run*", "#!/bin/sh\n"), ("a/b/c", "deep"), ("l -> a/b/c", "")], 16).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("mnt");
     fs::create_dir(&target).unwrap();
@@ -106,7 +105,7 @@ fn ten_thousand_files_in_one_directory_and_many_small_directories_make_a_sound_d
     let names: Vec<_> = (0..10_000).map(|i| format!("flat/file-{i:05}")).collect();
     let nested: Vec<_> = (0..2_000).map(|i| format!("m/{}/{}/x", i / 40, i)).collect();
     let files: Vec<_> = names.iter().chain(&nested).map(|name| (name.as_str(), "x")).collect();
-    let disk = Disk::of("COPY . /", &files, 96).unwrap();
+    let disk = Disk::of("/", &files, 96).unwrap();
     disk.check();
     let Some(seen) = disk.debugfs("cat /flat/file-09999") else { return };
     assert_eq!(seen, b"x");
@@ -115,7 +114,7 @@ fn ten_thousand_files_in_one_directory_and_many_small_directories_make_a_sound_d
 #[test]
 fn disks_of_all_sizes_are_sound_and_sparse() {
     for mib in [16, 17, 64, 127, 128, 129, 256, 1000, 1024, 4096, 10_240, 65_536] {
-        let disk = Disk::of("COPY . /", &[("hello*", "x")], mib).unwrap();
+        let disk = Disk::of("/", &[("hello*", "x")], mib).unwrap();
         assert_eq!(fs::metadata(&disk.path).unwrap().len(), mib << 20);
         disk.check();
     }
@@ -126,7 +125,7 @@ fn the_same_tree_gives_the_same_image() {
     let files = [("b/c", "1"), ("a*", "2"), ("l -> a", "")];
     let mut shuffled = files;
     shuffled.reverse();
-    let image = |files: &[(&str, &str)]| fs::read(Disk::of("COPY . /", files, 16).unwrap().path).unwrap();
+    let image = |files: &[(&str, &str)]| fs::read(Disk::of("/", files, 16).unwrap().path).unwrap();
     assert!(image(&files) == image(&shuffled));
 }
 
@@ -134,11 +133,11 @@ fn the_same_tree_gives_the_same_image() {
 fn a_disk_that_is_too_small_is_refused_with_the_size_that_works() {
     let big = "x".repeat(20 << 20);
     let files = [("big", big.as_str()), ("hello*", "x")];
-    let Err(RootfsError::TooSmall { disk_mib: 16, needed_mib }) = Disk::of("COPY . /", &files, 16) else {
+    let Err(RootfsError::TooSmall { disk_mib: 16, needed_mib }) = Disk::of("/", &files, 16) else {
         panic!("20 MiB went into a disk of 16 MiB");
     };
-    Disk::of("COPY . /", &files, needed_mib).unwrap().check();
-    assert!(Disk::of("COPY . /", &files, needed_mib - 1).is_err());
+    Disk::of("/", &files, needed_mib).unwrap().check();
+    assert!(Disk::of("/", &files, needed_mib - 1).is_err());
 }
 
 #[test]
@@ -146,9 +145,30 @@ fn a_file_that_spans_block_groups_is_whole() {
     let block: String = (0..4096).map(|i| char::from(b'a' + u8::try_from(i % 26).unwrap())).collect();
     // A block group has 128 MiB.
     let big: String = (0..140 << 8).map(|i| format!("{i:08}{}", &block[8..])).collect();
-    let disk = Disk::of("COPY . /", &[("big", &big), ("after", "small")], 192).unwrap();
+    let disk = Disk::of("/", &[("big", &big), ("after", "small")], 192).unwrap();
     disk.check();
     let Some(seen) = disk.debugfs("cat /big") else { return };
     assert!(seen == big.as_bytes());
     assert_eq!(disk.debugfs("cat /after").unwrap(), b"small");
+}
+
+#[test]
+fn owners_modes_times_capabilities_and_hard_links_are_on_the_disk() {
+    let (mut tree, _) = tree("/", &[("a", "text"), ("b/c", "x")]);
+    let mut node = tree.get("a").unwrap().clone();
+    node.mode = 0o4711;
+    (node.uid, node.gid, node.mtime) = (1000, 70_000, 86_400);
+    node.capability = Some(Arc::from(*b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    tree.insert("a".to_owned(), node.clone());
+    tree.insert("b/link".to_owned(), node);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    write_rootfs(&tree, 16, &File::create(&path).unwrap(), &mut |_| {}).unwrap();
+    let disk = Disk { _dir: dir, path };
+    disk.check();
+    let Some(stat) = disk.debugfs("stat /b/link") else { return };
+    let stat = String::from_utf8(stat).unwrap();
+    for part in ["Mode:  04711", "User:  1000", "Group: 70000", "Links: 2", "security.capability", "1970"] {
+        assert!(stat.contains(part), "{part}: {stat}");
+    }
 }
