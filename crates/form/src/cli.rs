@@ -289,9 +289,9 @@ pub(crate) enum Pack {
     /// Copy an image from the cloud to another registry
     #[command(after_help = LOGINS)]
     Push {
-        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        /// `NAME[:TAG]` or NAME@DIGEST [default tag: latest]
         image: String,
-        /// HOST/REPOSITORY[:TAG] [default tag: the image's]
+        /// `HOST/REPOSITORY[:TAG]` [default tag: the image's]
         to: String,
         #[command(flatten)]
         outside: Outside,
@@ -301,9 +301,9 @@ pub(crate) enum Pack {
     /// Copy an image from another registry into the cloud
     #[command(after_help = LOGINS)]
     Pull {
-        /// HOST/REPOSITORY[:TAG|@DIGEST]
+        /// `HOST/REPOSITORY[:TAG|@DIGEST]`
         from: String,
-        /// NAME[:TAG] [default: the repository's last part, and the same tag]
+        /// `NAME[:TAG]` [default: the repository's last part, and the same tag]
         image: Option<String>,
         #[command(flatten)]
         outside: Outside,
@@ -312,7 +312,7 @@ pub(crate) enum Pack {
     },
     /// Give an image more tags
     Tag {
-        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        /// `NAME[:TAG]` or NAME@DIGEST [default tag: latest]
         image: String,
         #[arg(required = true)]
         tags: Vec<String>,
@@ -333,7 +333,7 @@ pub(crate) enum Pack {
     Gc,
     /// Show the steps that an image was made by
     History {
-        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        /// `NAME[:TAG]` or NAME@DIGEST [default tag: latest]
         image: String,
         #[command(flatten)]
         project: InProject,
@@ -342,7 +342,7 @@ pub(crate) enum Pack {
     ///
     /// The root disk is not read: the node that starts an instance does that each time it fetches one.
     Verify {
-        /// NAME[:TAG] or NAME@DIGEST [default tag: latest]
+        /// `NAME[:TAG]` or NAME@DIGEST [default tag: latest]
         image: String,
         #[command(flatten)]
         project: InProject,
@@ -370,7 +370,7 @@ pub(crate) struct Build {
     /// The package's name [default: the directory's, or the image's]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// An image of the project instead of a directory: NAME[:TAG]
+    /// An image of the project instead of a directory: `NAME[:TAG]`
     #[arg(long, conflicts_with = "dir")]
     pub(crate) image: Option<String>,
     /// A value of one of the Formfile's ARGs

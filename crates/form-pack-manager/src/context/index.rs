@@ -88,7 +88,7 @@ impl Context {
         Ok(Self { nodes: indexer.nodes, spool: Arc::new(spool) })
     }
 
-    /// The entry at `path`: relative and normalised, as [`crate::formfile::Step::Copy`] has it. The empty path is the
+    /// The entry at `path`: relative and normalised, as a COPY has it. The empty path is the
     /// context itself.
     pub fn get(&self, path: &str) -> Option<&Node> {
         if path.is_empty() { Some(&Node::Directory) } else { self.nodes.get(path) }
