@@ -3,10 +3,6 @@
 //! mkext4 lays the file system out from the tree alone, without mounting and without a staging directory, and takes
 //! every identifier and time as an input, so that the same tree gives the same image.
 
-mod sparse;
-
-pub use sparse::SparseReader;
-
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader};

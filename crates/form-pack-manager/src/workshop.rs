@@ -8,6 +8,7 @@
 //! documents: cache/PROJECT/step/HEX  what a RUN came to; also keeps its blob alive
 //!            cache/PROJECT/layer/HEX the blob of a diff-id
 //!            cache/PROJECT/disk/HEX  the root disk of a tree
+//!            cache/PROJECT/frames/HEX  the pieces of the last root disk on a base
 //! ```
 //!
 //! All of it can be made again, and goes when it was not used for longest. Each thing is whole before it has its name, so

@@ -82,12 +82,17 @@ impl Digest {
         }
     }
 
+    /// The bytes that the hexadecimal digits stand for.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Sum::Sha256(bytes) => bytes,
+            Sum::Sha512(bytes) => bytes,
+        }
+    }
+
     /// The lower-case hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
-        match &self.0 {
-            Sum::Sha256(bytes) => hex::encode(bytes),
-            Sum::Sha512(bytes) => hex::encode(bytes),
-        }
+        hex::encode(self.as_bytes())
     }
 }
 

@@ -1,9 +1,10 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Digest, Hasher, RawImage};
+use crate::raw::{CHUNK, RawHasher, is_zero};
+use crate::{Digest, RawImage};
 
 /// Expands the compressed root disk `blob` into a sparse file at `out`, and proves that it is `expected`.
 ///
@@ -14,7 +15,7 @@ use crate::{Digest, Hasher, RawImage};
 /// Blocks; call it from a thread that may.
 pub fn expand_rootfs(blob: impl Read, out: &Path, expected: &RawImage) -> Result<(), ExpandError> {
     let partial = Partial::create(out)?;
-    let mut sink = Hasher::new(SparseWriter { file: &partial.file, at: 0 });
+    let (mut sink, mut raw) = (SparseWriter { file: &partial.file, at: 0 }, RawHasher::default());
     let mut image = zstd::Decoder::new(blob).map_err(ExpandError::Read)?;
 
     let mut buffer = vec![0; CHUNK];
@@ -23,13 +24,18 @@ pub fn expand_rootfs(blob: impl Read, out: &Path, expected: &RawImage) -> Result
             [] => break,
             chunk => chunk,
         };
-        if sink.size().saturating_add(chunk.len() as u64) > expected.size {
+        if sink.at.saturating_add(chunk.len() as u64) > expected.size {
             return Err(ExpandError::TooLong { expected: expected.size });
         }
-        sink.write_all(chunk).map_err(partial.write_error())?;
+        if is_zero(chunk) {
+            raw.zeros(chunk);
+        } else {
+            raw.chunk(chunk);
+        }
+        sink.write(chunk).map_err(partial.write_error())?;
     }
 
-    let (_, digest, size) = sink.finish();
+    let (digest, size) = (raw.finish(), sink.at);
     if size != expected.size {
         return Err(ExpandError::TooShort { expected: expected.size, found: size });
     }
@@ -80,8 +86,6 @@ pub enum ExpandError {
     },
 }
 
-/// What is read at once: large enough to make few system calls, small enough for the cache.
-const CHUNK: usize = 256 * 1024;
 /// The grain of holes: the block size of ext4 here, and of most file systems below.
 const BLOCK: usize = 4096;
 
@@ -146,27 +150,20 @@ struct SparseWriter<'f> {
     at: u64,
 }
 
-impl Write for SparseWriter<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let mut at = self.at;
-        for (zero, run) in runs(buf) {
+impl SparseWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for (zero, run) in runs(bytes) {
             if !zero {
-                self.file.write_all_at(run, at)?;
+                self.file.write_all_at(run, self.at)?;
             }
-            at = at.saturating_add(run.len() as u64);
+            self.at = self.at.saturating_add(run.len() as u64);
         }
-        self.at = at;
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
 /// Splits into runs of whole blocks, each run all zeros or with something in every block.
 fn runs(mut rest: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
-    let is_zero = |block: &[u8]| block.iter().all(|&b| b == 0);
     std::iter::from_fn(move || {
         let zero = is_zero(rest.chunks(BLOCK).next()?);
         let blocks = rest.chunks(BLOCK).take_while(|block| is_zero(block) == zero).count();
@@ -193,8 +190,16 @@ mod tests {
 
     fn compressed(image: &[u8]) -> (Vec<u8>, RawImage) {
         let mut blob = Vec::new();
-        let raw = compress_rootfs(image, &mut blob).unwrap();
+        let (raw, _) = compress_rootfs(&file(image), &mut blob, |_| None).unwrap();
         (blob, raw)
+    }
+
+    /// With holes where there are zeros.
+    fn file(image: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        SparseWriter { file: &file, at: 0 }.write(image).unwrap();
+        file.set_len(image.len() as u64).unwrap();
+        file
     }
 
     #[test]
@@ -206,6 +211,43 @@ mod tests {
         assert!(fs::read(&out).unwrap() == image());
         let allocated = fs::metadata(&out).unwrap().blocks() * 512;
         assert!(allocated <= 64 * 1024, "{allocated} bytes allocated for three blocks");
+    }
+
+    #[test]
+    fn holes_zeros_and_the_last_piece_are_what_they_are_read_as() {
+        let dir = tempfile::tempdir().unwrap();
+        for len in [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 4097] {
+            for data in [vec![], vec![0], vec![len / 2], vec![0, len.saturating_sub(1)]] {
+                let mut image = vec![0; len];
+                data.iter().filter(|at| **at < len).for_each(|at| image[*at] = 7);
+                let (blob, raw) = compressed(&image);
+                let out = dir.path().join("disk.img");
+                expand_rootfs(&blob[..], &out, &raw).unwrap();
+                assert!(fs::read(&out).unwrap() == image, "{len} {data:?}");
+                // Written out, zeros are the same as holes.
+                let full = tempfile::tempfile().unwrap();
+                full.write_all_at(&image, 0).unwrap();
+                let mut again = Vec::new();
+                assert_eq!(compress_rootfs(&full, &mut again, |_| None).unwrap().0, raw);
+                assert!(again == blob, "{len} {data:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn frames_of_before_give_the_same_blob() {
+        let mut blob = Vec::new();
+        let (raw, frames) = compress_rootfs(&file(&image()), &mut blob, |_| None).unwrap();
+        let mut asked = 0;
+        let mut again = Vec::new();
+        let known = |digest: &Digest| {
+            asked += 1;
+            let frame = frames.iter().find(|frame| frame.chunk == *digest)?;
+            Some(blob[frame.start as usize..][..frame.len as usize].to_vec())
+        };
+        assert_eq!(compress_rootfs(&file(&image()), &mut again, known).unwrap(), (raw, frames.clone()));
+        assert!(again == blob);
+        assert_eq!((asked, frames.len()), (2, 2), "the third chunk is all zeros");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! From what a stage came to, to what runs.
 
+use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::Path;
 
-use form_rootfs::{Digest, RawImage, compress_rootfs};
+use form_rootfs::{Digest, Frame, RawImage, compress_rootfs};
 use serde::{Deserialize, Serialize};
 
 use super::stage::Chain;
 use super::{BuildError, Engine, Event};
 use crate::image::{Config, Layer, Machine, config_json, manifest_json};
-use crate::rootfs::{SparseReader, write_rootfs};
+use crate::rootfs::write_rootfs;
 use crate::store::{BlobInfo, BlobStore as _, DirStore};
 use crate::tree::{Kind, Tree};
 
@@ -51,8 +53,18 @@ struct KnownDisk {
     raw_size: u64,
 }
 
+/// The frames of the last disk that began as another one does: most of them are the other's, too.
+#[derive(Default, Serialize, Deserialize)]
+struct KnownFrames {
+    blob: String,
+    /// The chunk's digest; start and length of its frame.
+    frames: Vec<(String, u64, u64)>,
+}
+
 /// Another layout of the same tree would be another disk.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Frames that are written down: a disk with more data is compressed anew.
+const MOST_FRAMES: usize = 16_384;
 
 impl Engine<'_, '_> {
     pub(super) fn package(&mut self, chain: &Chain) -> Result<Package, BuildError> {
@@ -84,7 +96,16 @@ impl Engine<'_, '_> {
             return Ok(Disk { blob: BlobInfo { digest, size: known.size }, raw });
         }
         (self.log)(Event::Phase("making the root disk"));
-        let disk = write_disk(&chain.tree, disk_mib.into(), store, self.workshop.scratch())?;
+        let first = chain.layers.first().map(|layer| layer.diff_id.to_string()).unwrap_or_default();
+        let alike = Digest::of(format!("{FORMAT} {first} {disk_mib}").as_bytes());
+        let alike = format!("{}/frames/{}", self.request.project, alike.hex());
+        let before = if self.request.no_cache { None } else { self.workshop.recall::<KnownFrames>(&alike)? };
+        let before = before.unwrap_or_default();
+        let (disk, frames) = write_disk(&chain.tree, disk_mib.into(), store, self.workshop.scratch(), &before)?;
+        if frames.len() <= MOST_FRAMES {
+            let frames = frames.iter().map(|frame| (frame.chunk.hex(), frame.start, frame.len)).collect();
+            self.workshop.note(&alike, &KnownFrames { blob: disk.blob.digest.to_string(), frames })?;
+        }
         let known = KnownDisk {
             digest: disk.blob.digest.to_string(),
             size: disk.blob.size,
@@ -97,13 +118,28 @@ impl Engine<'_, '_> {
 }
 
 /// Lays `tree` out as a disk of `disk_mib` MiB; unfinished it is an unnamed file in `scratch`.
-fn write_disk(tree: &Tree, disk_mib: u64, store: &DirStore, scratch: &Path) -> Result<Disk, BuildError> {
+fn write_disk(
+    tree: &Tree,
+    disk_mib: u64,
+    store: &DirStore,
+    scratch: &Path,
+    before: &KnownFrames,
+) -> Result<(Disk, Vec<Frame>), BuildError> {
     let image = tempfile::tempfile_in(scratch).map_err(BuildError::Scratch)?;
     write_rootfs(tree, disk_mib, &image, &mut |_| {})?;
-    let image = SparseReader::new(image).map_err(BuildError::Scratch)?;
+    let blob = before.blob.parse::<Digest>().ok();
+    let places: HashMap<&str, (u64, u64)> =
+        before.frames.iter().map(|(chunk, start, len)| (chunk.as_str(), (*start, *len))).collect();
+    // One that cannot be had any more is compressed anew.
+    let known = |chunk: &Digest| {
+        let (start, len) = *places.get(chunk.hex().as_str())?;
+        let mut frame = Vec::new();
+        store.get_from(blob.as_ref()?, start).ok()??.reader.take(len).read_to_end(&mut frame).ok()?;
+        (frame.len() as u64 == len).then_some(frame)
+    };
     let mut writer = store.writer()?;
-    let raw = compress_rootfs(image, &mut writer).map_err(BuildError::Compress)?;
-    Ok(Disk { blob: writer.commit(None)?, raw })
+    let (raw, frames) = compress_rootfs(&image, &mut writer, known).map_err(BuildError::Compress)?;
+    Ok((Disk { blob: writer.commit(None)?, raw }, frames))
 }
 
 /// Finds out now what would else be a machine that dies at once.
