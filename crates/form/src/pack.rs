@@ -33,15 +33,15 @@ pub(crate) async fn pack(api: impl FnOnce() -> Result<Api, Error>, args: Pack) -
         Pack::List { project, output } => verbs::list_packages(api()?, project.project, output.output).await,
         Pack::Inspect { name, project } => verbs::inspect_package(api()?, project.project, name).await,
         Pack::Push { image, to, outside, project } => {
-            let image = Image::parse(&image, &project.project)?;
-            let (from, to) = (image.repository(&api()?).await?, Repository::of(&to, &outside)?);
+            let (api, image) = (api()?, Image::parse(&image, &project.project)?);
+            let (from, to) = (image.repository(&api).await?, Repository::of(&to, &outside)?);
             to.log_in(RegistryOperation::Push).await?;
             let tag = to.asked().unwrap_or(&image.at).to_owned();
             let manifest = copy(&from, &image.at, &to, &tag).await?;
             say(format_args!("pushed {image} {manifest}"))
         }
         Pack::Pull { from, image, outside, project } => {
-            let from = Repository::of(&from, &outside)?;
+            let (api, from) = (api()?, Repository::of(&from, &outside)?);
             from.log_in(RegistryOperation::Pull).await?;
             let at = from.asked().unwrap_or(LATEST).to_owned();
             let named = match (&image, &from) {
@@ -53,7 +53,7 @@ pub(crate) async fn pack(api: impl FnOnce() -> Result<Api, Error>, args: Pack) -
                 (None, Repository::Ours { .. }) => return Err(Error::NoContext),
             };
             let image = Image::parse(&named, &project.project)?;
-            let manifest = copy(&from, &at, &image.repository(&api()?).await?, &image.at).await?;
+            let manifest = copy(&from, &at, &image.repository(&api).await?, &image.at).await?;
             say(format_args!("pulled {image} {manifest}"))
         }
         Pack::Tag { image, tags, project } => {
