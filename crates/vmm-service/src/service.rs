@@ -63,7 +63,7 @@ async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Starte
     // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
     sys::open_tun().map_err(file("open", sys::TUN))?;
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
-    let host = Host::new(&config.data_dir, &kernel, &initramfs, config.console_limit()).await?;
+    let host = Host::new(&config.data_dir, &kernel, &initramfs, config.machine_uids, config.console_limit()).await?;
     for tap in crate::sweep(&host).await? {
         tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
     }
@@ -112,7 +112,8 @@ pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
 /// If the machines cannot be looked at, or one of them cannot be taken up; the others are stopped all the same.
 pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate::Error> {
     let (kernel, initramfs) = (guest_dir.join("vmlinuz"), guest_dir.join("initramfs"));
-    let host = Host::new(data_dir, &kernel, &initramfs, Config::default().console_limit()).await?;
+    let config = Config::default();
+    let host = Host::new(data_dir, &kernel, &initramfs, config.machine_uids, config.console_limit()).await?;
     let (mut machines, mut failure) = (Vec::new(), None);
     for (_, machine) in open_all(&host, Vm::open_stopped)? {
         match machine {
