@@ -17,6 +17,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use common::{Stage, reaches, story};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use vmm_service::users::Users;
 use vmm_service::{Host, MACHINE_UIDS, Phase, Vm, VmSpec};
 
 /// The fields of /proc/PID/status.
@@ -169,5 +171,30 @@ fn a_kernel_that_machines_may_not_read_is_told_with_what_to_do() {
         let mut watch = vm.watch();
         let status = watch.wait_for(|status| status.problem.is_some()).await.unwrap().clone();
         assert!(status.problem.unwrap().contains("chmod a+r"));
+    });
+}
+
+#[test]
+fn where_users_cannot_be_changed_a_machine_has_ours_and_still_no_capability() {
+    story(|stage| async move {
+        // Of this thread, which is the story's own.
+        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
+        let less = capabilities(None).unwrap().permitted.difference(needed);
+        let sets = CapabilitySets { effective: less, permitted: less, inheritable: CapabilitySet::empty() };
+        set_capabilities(None, sets).unwrap();
+        let spec = stage.hello();
+        let users = Users::open(stage.directory.path(), MACHINE_UIDS).unwrap();
+        assert_eq!(users.claim("story").unwrap(), None);
+        let host = Arc::into_inner(stage.host).unwrap();
+        let host = Arc::new(Host { users, ..host });
+        let vm = Vm::ensure(&host, spec, true).unwrap();
+        let pid = reaches(&vm, Phase::Running).await.pid.unwrap();
+        let status = status(pid);
+        let ours = rustix::process::geteuid().as_raw().to_string();
+        assert!(status["Uid"].split_whitespace().all(|id| id == ours));
+        assert_eq!((&*status["CapPrm"], &*status["CapEff"]), ("0000000000000000", "0000000000000000"));
+        assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("1", "2"));
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
     });
 }
