@@ -48,6 +48,7 @@ pub enum RunError {
 pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let config = Arc::clone(&context.config.borrow());
     context.health.wait_for("machines", "form-state has not listed the instances yet");
+    context.health.wait_for(node::NODE, "form-state has not heard yet that it is ready");
     let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
     // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
     sys::open_tun().map_err(file("open", sys::TUN))?;
@@ -64,7 +65,8 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
         let (instances, nudges) = start(&context, &config, &client).await?;
         consoles.show(&instances);
         let mut background = JoinSet::new();
-        background.spawn(node::keep_ready(client.clone(), Arc::clone(&config), instances.accelerator()));
+        let (accelerator, health) = (instances.accelerator(), context.health.clone());
+        background.spawn(node::keep_ready(client.clone(), Arc::clone(&config), accelerator, health));
         background.spawn(reconcile::run(client.clone(), "", instances, reconcile::Options::default(), nudges));
         shutdown.cancelled().await;
         // Consoles are read to the end of the stop.
