@@ -145,9 +145,15 @@
       }
     ];
     probe = "consoles";
-    # It makes bridges and taps by netlink, and QEMU opens /dev/kvm.
+    # It makes bridges and taps by netlink, and gives each QEMU a user of its own, without capabilities, whom it can end.
     user = "root";
-    capabilities = [ "NET_ADMIN" ];
+    capabilities = [
+      "KILL"
+      "NET_ADMIN"
+      "SETGID"
+      "SETPCAP"
+      "SETUID"
+    ];
     devices = [
       "/dev/kvm"
       "/dev/net/tun"

@@ -55,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) zone: String,
     /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
     pub(crate) console_kib: u32,
+    /// The users that machines run as: the first and the last; nobody else's, and of this cloud alone.
+    pub(crate) machine_uids: [u32; 2],
     pub(crate) log: LogConfig,
 }
 
@@ -73,6 +75,7 @@ impl Default for Config {
             bridge: "form0".to_owned(),
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
+            machine_uids: vmm_service::MACHINE_UIDS,
             log: LogConfig::default(),
         }
     }
@@ -101,6 +104,7 @@ impl form_service::Config for Config {
         if self.console_kib == 0 {
             return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
+        vmm_service::check_machine_uids(self.machine_uids)?;
         if self.bridge.is_empty() || self.bridge.len() > 15 {
             return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
         }
@@ -214,6 +218,7 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         bridge: config.bridge.clone(),
         zone: config.zone.clone(),
         console_kib: config.console_kib,
+        machine_uids: config.machine_uids,
         ..Default::default()
     })?;
     let dns = cloud.context(form_dns::Config {

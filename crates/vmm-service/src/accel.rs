@@ -13,10 +13,14 @@ use crate::driver::{Driver, Machine, Qemu};
 use crate::error::{Error, Result, file};
 use crate::reports::Reports;
 use crate::store::Store;
+use crate::users::Users;
 use crate::watch::DirectoryWatch;
 
 /// A kernel under KVM is in userspace within a second or two.
 const PROBE_LIMIT: Duration = Duration::from_secs(8);
+
+/// The machine that is booted for it.
+const PROBE: &str = "kvm-probe";
 
 /// See the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +47,7 @@ struct Cached {
 ///
 /// # Errors
 /// If the answer cannot be kept. That KVM does not work is no error.
-pub async fn probe(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Accelerator> {
+pub async fn probe(data: &Path, kernel: &Path, initramfs: &Path, users: &Users) -> Result<Accelerator> {
     let id = Path::new("/proc/sys/kernel/random/boot_id");
     let boot_id = fs::read_to_string(id).map_err(file("read", id))?.trim().to_owned();
     fs::create_dir_all(data).map_err(file("make", data))?;
@@ -55,7 +59,7 @@ pub async fn probe(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Accel
     {
         return Ok(cached.accelerator);
     }
-    let accelerator = match boots_under_kvm(data, kernel, initramfs).await {
+    let accelerator = match boots_under_kvm(data, kernel, initramfs, users).await {
         Ok(true) => Accelerator::Kvm,
         Ok(false) => {
             warn!("KVM does not boot a guest on this machine; using TCG, which is slow");
@@ -72,19 +76,21 @@ pub async fn probe(data: &Path, kernel: &Path, initramfs: &Path) -> Result<Accel
     Ok(accelerator)
 }
 
-async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path) -> Result<bool> {
+async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path, users: &Users) -> Result<bool> {
     let device = Path::new("/dev/kvm");
     fs::OpenOptions::new().read(true).write(true).open(device).map_err(file("open", device))?;
-    let store = Store::create(data, "kvm-probe")?;
+    let store = Store::create(data, PROBE)?;
     let machine = Machine {
-        name: "kvm-probe".into(),
+        name: PROBE.into(),
         accelerator: Accelerator::Kvm,
         kernel: kernel.to_owned(),
         initramfs: initramfs.to_owned(),
         vcpus: 1,
         memory_mib: 256,
-        disks: false,
+        base: None,
         taps: Vec::new(),
+        // A machine's user may not be let to the device where we are.
+        user: users.claim(PROBE)?,
     };
     // One that was left by a daemon that was killed.
     if let Some(left) = Qemu.adopt(&store).await? {
@@ -93,6 +99,7 @@ async fn boots_under_kvm(data: &Path, kernel: &Path, initramfs: &Path) -> Result
     }
     let booted = boots(&store, &machine).await;
     store.remove()?;
+    users.release(PROBE)?;
     booted
 }
 

@@ -7,6 +7,27 @@ use form_client::Endpoint;
 use form_service::logs::LogConfig;
 use serde::{Deserialize, Serialize};
 
+/// Between what systemd gives to containers (to 1_879_048_191) and to foreign images (from 2_147_352_576), and far from
+/// what people and subuid have.
+pub const MACHINE_UIDS: [u32; 2] = [2_000_000_000, 2_000_065_535];
+
+/// Whether a range can be given to machines, and if not, why.
+///
+/// # Errors
+/// A sentence that names the key.
+pub fn check_machine_uids([first, last]: [u32; 2]) -> Result<(), String> {
+    // The kernel's own meanings: root, nobody, and "no change".
+    let special = first == 0 || (first..=last).contains(&65_534) || last == u32::MAX;
+    if first > last || special {
+        return Err(format!(
+            "machine_uids: {first} to {last} is no range of free users; give the first and the last, as in \
+             [{}, {}]",
+            MACHINE_UIDS[0], MACHINE_UIDS[1]
+        ));
+    }
+    Ok(())
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -30,6 +51,9 @@ pub struct Config {
     pub zone: String,
     /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
     pub console_kib: u32,
+    /// The users that machines run as, each as one of its own: the first and the last. Nobody else's, and of this
+    /// vmm-service alone. Where it may not change users, machines have its own.
+    pub machine_uids: [u32; 2],
     /// What instances may have together; 0: what the machine has.
     pub memory_mib: u32,
     pub vcpu: u32,
@@ -51,6 +75,7 @@ impl Default for Config {
             bridge: "form0".to_owned(),
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
+            machine_uids: MACHINE_UIDS,
             memory_mib: 0,
             vcpu: 0,
             identity_dir: "/etc/formation/vmm-service/tls".into(),
@@ -90,6 +115,7 @@ impl form_service::Config for Config {
         if self.console_kib == 0 {
             return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
+        check_machine_uids(self.machine_uids)?;
         if self.bridge.is_empty() || self.bridge.len() > 15 {
             return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
         }

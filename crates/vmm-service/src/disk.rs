@@ -12,6 +12,9 @@ use crate::error::{Error, Result, file};
 
 /// Makes a copy-on-write disk over `base`, unless `overlay` is there: then it holds what the guest wrote, and stays.
 ///
+/// It does not name `base`: QEMU is given that with it, and never follows a name that it read in a file which a guest's
+/// QEMU can write.
+///
 /// `size_mib` is the least size; the disk is never smaller than `base`.
 ///
 /// # Errors
@@ -20,8 +23,7 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     if overlay.exists() {
         return Ok(());
     }
-    let base = base.canonicalize().map_err(file("find", base))?;
-    let length = base.metadata().map_err(file("read", &base))?.len();
+    let length = base.metadata().map_err(file("read", base))?.len();
     let size = length.max(size_mib.saturating_mul(1 << 20));
     // Only a disk that is complete gets the name: whoever finds the name may boot from it. Until then its name is random:
     // the qemu-img of one who was killed may still write.
@@ -29,8 +31,7 @@ pub async fn ensure_overlay(base: &Path, overlay: &Path, size_mib: u64) -> Resul
     let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(directory);
     let temporary = temporary.map_err(file("make a file in", directory))?.into_temp_path();
     let output = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(&base)
+        .args(["create", "-q", "-f", "qcow2"])
         .arg(&temporary)
         .arg(size.to_string())
         .stdin(Stdio::null())

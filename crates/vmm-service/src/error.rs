@@ -98,6 +98,14 @@ pub enum Error {
         /// The interface.
         name: String,
     },
+    /// As many machines as there are users for them.
+    #[error("the users {first} to {last} all have a machine; give more with machine_uids")]
+    NoUser {
+        /// The first of the range.
+        first: u32,
+        /// And its last.
+        last: u32,
+    },
     /// The interface that another one is to be attached to is not there.
     #[error("there is no bridge {name}; create it first")]
     NoBridge {

@@ -7,6 +7,8 @@ use crate::accel::{self, Accelerator};
 use crate::driver::{Driver, Qemu};
 use crate::error::{Result, file};
 use crate::net::{Network, Tap};
+use crate::store::private_directory;
+use crate::users::{self, Users};
 use crate::vm::Vm;
 
 /// What all virtual machines of a node share: where their state is, and what they are made with.
@@ -24,25 +26,35 @@ pub struct Host {
     pub network: Network,
     /// The size in bytes at which a console log is rotated; two rotated ones are kept.
     pub console_limit: u64,
+    /// Whom the machines run as.
+    pub users: Users,
     /// What runs the machines.
     pub driver: Arc<dyn Driver>,
 }
 
 impl Host {
-    /// A host that keeps its state in `data` and runs QEMU, with the accelerator that works; see
+    /// A host that keeps its state in `data` and runs QEMU as users of this range, with the accelerator that works; see
     /// [`console_limit`](Self::console_limit).
     ///
     /// # Errors
     /// If `data` cannot be written, or the kernel gives no netlink socket.
-    pub async fn new(data: &Path, kernel: &Path, initramfs: &Path, console_limit: u64) -> Result<Arc<Self>> {
+    pub async fn new(
+        data: &Path,
+        kernel: &Path,
+        initramfs: &Path,
+        users: users::Range,
+        console_limit: u64,
+    ) -> Result<Arc<Self>> {
         let instances = data.join("instances");
-        std::fs::create_dir_all(&instances).map_err(file("make", &instances))?;
+        private_directory(&instances)?;
         let canonical = |path: &Path| path.canonicalize().map_err(file("find", path));
         let (instances, kernel, initramfs) = (canonical(&instances)?, canonical(kernel)?, canonical(initramfs)?);
-        let accelerator = accel::probe(data, &kernel, &initramfs).await?;
+        let users = Users::open(data, users)?;
+        users.retain(|instance| instances.join(instance).exists())?;
+        let accelerator = accel::probe(data, &kernel, &initramfs, &users).await?;
         let network = Network::connect()?;
         let driver = Arc::new(Qemu);
-        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, driver }))
+        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, users, driver }))
     }
 }
 

@@ -10,6 +10,9 @@
 //! [`Vm::open`] finds out what is, adopts a machine that still runs, and goes on from there.
 //!
 //! **Invariant:** a guest is hostile. What it writes to its console or its report port costs bounded disk and memory.
+//!
+//! **Invariant:** so is a QEMU that a guest took over. It has a user of its own, no capability, and no file but those
+//! that were opened for it: there is none that it could open by name and its neighbour could not.
 
 pub mod accel;
 mod atomic;
@@ -26,11 +29,12 @@ mod rotate;
 mod service;
 pub mod store;
 mod sys;
+pub mod users;
 mod vm;
 mod watch;
 
 pub use accel::Accelerator;
-pub use config::Config;
+pub use config::{Config, MACHINE_UIDS, check_machine_uids};
 pub use error::{Error, Result};
 pub use host::{Host, open_all, sweep};
 pub use restart::RestartPolicy;

@@ -97,10 +97,13 @@ impl Network {
         };
         let link = match self.link(&name).await? {
             // Without an alias it is one that we were killed while making: nobody else has such names.
-            Some(link) if alias(&link).is_none_or(|a| a.strip_prefix(TAG) == Some(uid)) => link,
+            Some(link) if alias(&link).is_none_or(|a| a.strip_prefix(TAG) == Some(uid)) => {
+                sys::ensure_tap(&name).map_err(system("take the tap"))?;
+                link
+            }
             Some(_) => return Err(Error::NameTaken { name }),
             None => {
-                sys::create_tap(&name).map_err(system("make a tap"))?;
+                sys::ensure_tap(&name).map_err(system("make a tap"))?;
                 let link = self.link(&name).await?;
                 link.ok_or_else(|| Error::NameTaken { name: name.clone() })?
             }

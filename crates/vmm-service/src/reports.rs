@@ -2,7 +2,7 @@
 //!
 //! It is a file, not a socket, so that nothing is lost while no daemon runs.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use form_guest::{Report, ReportDecoder};
 use tracing::warn;
 
 use crate::error::{Result, file};
+use crate::store::append_to;
 
 /// An honest guest writes some hundred bytes. One that writes more than this is cut off.
 const LIMIT: u64 = 64 * 1024;
@@ -29,7 +30,7 @@ impl Reports {
 
     /// Forgets the last run's reports. Must not be called while its QEMU lives.
     pub(crate) fn clear(path: &Path) -> Result<()> {
-        File::create(path).map(drop).map_err(file("clear", path))
+        append_to(path)?.set_len(0).map_err(file("clear", path))
     }
 
     /// The reports since the last call.

@@ -16,9 +16,12 @@ use form_service::Context;
 use form_service::identity::IdentityError;
 use form_service::listener::{self, Limits};
 use form_types::v1::NodeSpec;
+use futures::future::{Either, select};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use self::address::Addresses;
+use self::api::Consoles;
 use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
@@ -45,58 +48,57 @@ pub enum RunError {
 pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let config = Arc::clone(&context.config.borrow());
     context.health.wait_for("machines", "form-state has not listed the instances yet");
-    let shutdown = context.shutdown.clone();
-    tokio::select! {
-        // Until it serves, nothing of it needs an orderly stop.
-        result = start(&context, &config) => {
-            let (client, instances, nudges) = result?;
-            serve(context, &config, client, instances, nudges).await
-        }
-        () = shutdown.cancelled() => Ok(()),
-    }
-}
-
-type Started = (Client, Arc<Instances>, tokio::sync::mpsc::Receiver<form_client::Name>);
-
-async fn start(context: &Context<Config>, config: &Arc<Config>) -> Result<Started, RunError> {
+    context.health.wait_for(node::NODE, "form-state has not heard yet that it is ready");
     let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
     // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
     sys::open_tun().map_err(file("open", sys::TUN))?;
+    let tls = context.identity.server()?;
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
+    // It listens from the first, and says what it waits for.
+    let consoles = Consoles::default();
+    let routes = api::routes(client.clone(), consoles.clone(), context.shutdown.clone());
+    tracing::info!(address = %config.listen, "vmm-service serves");
+    let (health, shutdown) = (context.health.clone(), context.shutdown.clone());
+    let serving = listener::serve(listener, tls, routes, health, Limits::default(), shutdown.clone());
+    let working = async {
+        let (instances, nudges) = start(&context, &config, &client).await?;
+        consoles.show(&instances);
+        let mut background = JoinSet::new();
+        let (accelerator, health) = (instances.accelerator(), context.health.clone());
+        background.spawn(node::keep_ready(client.clone(), Arc::clone(&config), accelerator, health));
+        background.spawn(reconcile::run(client.clone(), "", instances, reconcile::Options::default(), nudges));
+        shutdown.cancelled().await;
+        // Consoles are read to the end of the stop.
+        Ok(background)
+    };
+    let (serving, working) = (std::pin::pin!(serving), std::pin::pin!(working));
+    match select(serving, working).await {
+        Either::Left(((), _)) => Ok(()),
+        Either::Right((Err(error), _)) => Err(error),
+        Either::Right((Ok(_background), serving)) => {
+            serving.await;
+            Ok(())
+        }
+    }
+}
+
+type Started = (Arc<Instances>, tokio::sync::mpsc::Receiver<form_client::Name>);
+
+async fn start(context: &Context<Config>, config: &Arc<Config>, client: &Client) -> Result<Started, RunError> {
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
-    let host = Host::new(&config.data_dir, &kernel, &initramfs, config.console_limit()).await?;
+    let host = Host::new(&config.data_dir, &kernel, &initramfs, config.machine_uids, config.console_limit()).await?;
     for tap in crate::sweep(&host).await? {
         tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
     }
-    let node = node::register(&client, config).await?;
+    let node = node::register(client, config).await?;
     let addresses = Addresses::of(&node.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
     host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
     let images = Images::open(config.data_dir.join("images"), &context.identity)?;
     let (nudge, nudges) = reconcile::nudges();
-    let (client_of, config_of) = (client.clone(), Arc::clone(config));
-    let health = context.health.clone();
-    let instances = Instances::adopt(client_of, host, images, addresses, config_of, nudge, health)?;
-    Ok((client, Arc::new(instances), nudges))
-}
-
-async fn serve(
-    context: Context<Config>,
-    config: &Arc<Config>,
-    client: Client,
-    instances: Arc<Instances>,
-    nudges: tokio::sync::mpsc::Receiver<form_client::Name>,
-) -> Result<(), RunError> {
-    let listener =
-        TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
-    let tls = context.identity.server()?;
-    let background = [
-        tokio::spawn(node::keep_ready(client.clone(), Arc::clone(config), instances.accelerator())),
-        tokio::spawn(reconcile::run(client.clone(), "", Arc::clone(&instances), reconcile::Options::default(), nudges)),
-    ];
-    tracing::info!(address = %config.listen, "vmm-service serves");
-    let routes = api::routes(client, instances, context.shutdown.clone());
-    listener::serve(listener, tls, routes, context.health, Limits::default(), context.shutdown).await;
-    background.iter().for_each(tokio::task::JoinHandle::abort);
-    Ok(())
+    let (client, config, health) = (client.clone(), Arc::clone(config), context.health.clone());
+    let instances = Instances::adopt(client, host, images, addresses, config, nudge, health)?;
+    Ok((Arc::new(instances), nudges))
 }
 
 /// The node's own addresses in its prefixes: where its guests send what is for elsewhere, and ask for names.
@@ -112,7 +114,8 @@ pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
 /// If the machines cannot be looked at, or one of them cannot be taken up; the others are stopped all the same.
 pub async fn stop_all(data_dir: &Path, guest_dir: &Path) -> Result<usize, crate::Error> {
     let (kernel, initramfs) = (guest_dir.join("vmlinuz"), guest_dir.join("initramfs"));
-    let host = Host::new(data_dir, &kernel, &initramfs, Config::default().console_limit()).await?;
+    let config = Config::default();
+    let host = Host::new(data_dir, &kernel, &initramfs, config.machine_uids, config.console_limit()).await?;
     let (mut machines, mut failure) = (Vec::new(), None);
     for (_, machine) in open_all(&host, Vm::open_stopped)? {
         match machine {

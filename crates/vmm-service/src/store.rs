@@ -8,11 +8,15 @@
 //! | `state.json` | us | restarts, and how the last run ended |
 //! | `root.qcow2`, `config.raw` | us | the disks |
 //! | `qmp.sock`, `qemu.log` | QEMU | control, and last words |
-//! | `console.log`, `.1`, `.2` | the guest | its serial console, newest first |
+//! | `console.log`, `.1`, `.2` | the guest | its serial console, newest first; see [`crate::rotate`] for `console.next` |
 //! | `reports.jsonl` | the guest | [`form_guest::Report`]s of the current run |
+//!
+//! All of it is ours, and for us alone. QEMU, which runs as another user, opens none of it: it is given descriptors. So
+//! there is no name here that a guest could have planted, whatever it broke out of.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,7 +176,7 @@ impl Store {
     /// Takes the directory, and makes it if it is not there.
     pub(crate) fn create(instances: &Path, uid: &str) -> Result<Self> {
         let directory = instances.join(uid);
-        fs::create_dir_all(&directory).map_err(file("make", &directory))?;
+        private_directory(&directory)?;
         Self::take(directory)
     }
 
@@ -208,10 +212,12 @@ impl Store {
     /// The lock that tells whether a QEMU of this instance lives: `Some` if none does, and then the caller holds it.
     ///
     /// The lock belongs to the open file, not to a process. QEMU gets that file as its standard input, so the lock ends
-    /// exactly when QEMU does, whoever started it and whatever happens to us in between.
+    /// exactly when QEMU does, whoever started it and whatever happens to us in between. It can only be read there:
+    /// nothing can be kept in it.
     pub(crate) fn claim_alive(&self) -> Result<Option<File>> {
         let path = self.file("alive");
-        let lock = open_lock(&path)?;
+        drop(open_lock(&path)?);
+        let lock = File::open(&path).map_err(file("open", &path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(lock)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -263,7 +269,20 @@ impl Store {
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(file("open", path))
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(file("open", path))
+}
+
+/// A file for us alone, which is made where it is not there, and only grows by what is written.
+pub(crate) fn append_to(path: &Path) -> Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(file("open", path))
+}
+
+/// A directory for us alone, also where it was there before.
+pub(crate) fn private_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file("make", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(file("close to others", path))
 }
 
 pub(crate) fn absent_is_fine(error: io::Error) -> io::Result<()> {

@@ -11,12 +11,13 @@ use vmm_service::accel::probe;
 fn the_probe_ends_leaves_nothing_and_remembers_its_answer() {
     story(|stage| async move {
         let data = stage.directory.path().join("data");
-        let first = probe(&data, &stage.host.kernel, &stage.host.initramfs).await.unwrap();
+        let users = &stage.host.users;
+        let first = probe(&data, &stage.host.kernel, &stage.host.initramfs, users).await.unwrap();
         let names: Vec<_> = std::fs::read_dir(&data).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(names, ["accelerator.json"]);
 
         // Asked again, it does not boot anything: without an initramfs it could not.
-        let again = probe(&data, &stage.host.kernel, std::path::Path::new("/nonexistent")).await.unwrap();
+        let again = probe(&data, &stage.host.kernel, std::path::Path::new("/nonexistent"), users).await.unwrap();
         assert_eq!(first, again);
     });
 }

@@ -1,6 +1,11 @@
 //! The life of a virtual machine, as its owner sees it.
 
+#![allow(clippy::unwrap_used, reason = "tests may; clippy only knows those that are in a #[test]")]
+
 mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use form_guest::HealthCheck;
 
@@ -138,4 +143,62 @@ fn a_health_check_a_volume_and_a_stop_signal_are_the_guests_affair_and_are_told(
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;
     });
+}
+
+#[test]
+fn a_machine_becomes_healthy_once_its_check_succeeds_and_a_check_that_does_not_end_is_ended() {
+    story(|stage| async move {
+        shell(&stage);
+        let mut spec = stage.hello();
+        let check = |script: &str, retries| HealthCheck {
+            command: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+            interval_seconds: 1,
+            timeout_seconds: 2,
+            start_period_seconds: 0,
+            retries,
+        };
+        // The first time it fails; and then it would stay ill if what it left were not there.
+        spec.guest.health =
+            Some(check("test -e /state/seen && echo warm && exit; echo cold; : >/state/seen; exit 1", 1));
+        let vm = Vm::ensure(&stage.host, spec.clone(), true).unwrap();
+        let mut watch = vm.watch();
+        for (healthy, says) in [(false, "cold"), (true, "warm")] {
+            let judged =
+                watch.wait_for(|status| status.health.as_ref().is_some_and(|health| health.healthy == healthy));
+            let Ok(status) = tokio::time::timeout(common::PATIENCE, judged).await else {
+                panic!("not judged; console:\n{}", console(&vm).await)
+            };
+            let status = status.unwrap().clone();
+            assert_eq!(status.phase, Phase::Running);
+            assert!(status.health.clone().unwrap().output.contains(says), "{status:?}");
+        }
+
+        // One that would run for ever, were it not ended: its second run is after the first one's end.
+        spec.generation = 2;
+        spec.guest.health = Some(check("echo again >>/state/runs; while :; do :; done", 2));
+        vm.update(spec, true).await.unwrap();
+        let judged = watch.wait_for(|status| status.generation == 2 && status.health.is_some());
+        let Ok(status) = tokio::time::timeout(common::PATIENCE, judged).await else {
+            panic!("not judged; console:\n{}", console(&vm).await)
+        };
+        let health = status.unwrap().health.clone().unwrap();
+        assert!(!health.healthy && health.output.contains("longer than 2 s"), "{health:?}");
+        vm.delete().await.unwrap();
+        reaches(&vm, Phase::Deleted).await;
+    });
+}
+
+/// Puts this machine's shell on the root disk, with its libraries, and a directory that everybody can write to.
+fn shell(stage: &common::Stage) {
+    let root = stage.directory.path().join("root");
+    let libraries = std::process::Command::new("ldd").arg("/bin/sh").output().unwrap();
+    let libraries = String::from_utf8(libraries.stdout).unwrap();
+    let files = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain(["/bin/sh"]);
+    for file in files {
+        let copy = root.join(file.trim_start_matches('/'));
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(file, copy).unwrap();
+    }
+    fs::create_dir(root.join("state")).unwrap();
+    fs::set_permissions(root.join("state"), fs::Permissions::from_mode(0o777)).unwrap();
 }

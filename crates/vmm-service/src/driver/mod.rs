@@ -2,6 +2,7 @@
 
 mod qemu;
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -28,10 +29,12 @@ pub struct Machine {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// Whether `root.qcow2` and `config.raw` are attached.
-    pub disks: bool,
+    /// What `root.qcow2` lies over. With it, that and `config.raw` are attached.
+    pub base: Option<PathBuf>,
     /// The tap and the guest's address of each network card.
     pub taps: Vec<(String, MacAddr)>,
+    /// The user of its process; `None`: ours.
+    pub user: Option<u32>,
 }
 
 /// Starts machines, and finds those that run already.
@@ -68,6 +71,6 @@ pub trait Running: Send + Sync + std::fmt::Debug {
     /// Whether its processors run, as opposed to being paused or having failed.
     async fn is_running(&self) -> Result<bool>;
 
-    /// Goes on with a new `console.log`.
-    async fn reopen_console(&self) -> Result<()>;
+    /// Goes on with its console in this file, which is open for appending.
+    async fn reopen_console(&self, log: File) -> Result<()>;
 }

@@ -1,6 +1,6 @@
 //! Consoles, for people with a token.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -10,22 +10,32 @@ use axum::routing::get;
 use form_client::{Access, Client, Name};
 use form_service::{CancellationToken, Problem};
 use futures::{StreamExt as _, stream};
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
 use super::instances::Instances;
 
+/// The machines whose consoles are shown, once they are taken up.
+#[derive(Clone, Default)]
+pub(super) struct Consoles(Arc<OnceLock<Arc<Instances>>>);
+
+impl Consoles {
+    pub(super) fn show(&self, instances: &Arc<Instances>) {
+        self.0.get_or_init(|| Arc::clone(instances));
+    }
+}
+
 #[derive(Clone)]
 struct Api {
     client: Client,
-    instances: Arc<Instances>,
+    consoles: Consoles,
     shutdown: CancellationToken,
 }
 
-pub(super) fn routes(client: Client, instances: Arc<Instances>, shutdown: CancellationToken) -> Router {
+pub(super) fn routes(client: Client, consoles: Consoles, shutdown: CancellationToken) -> Router {
     Router::new().route("/v1/projects/{project}/instances/{name}/logs", get(logs)).with_state(Api {
         client,
-        instances,
+        consoles,
         shutdown,
     })
 }
@@ -45,7 +55,11 @@ async fn logs(
 ) -> Result<Response, Problem> {
     api.client.authorize(&headers, Access::Read, &project).await?;
     let Query(LogQuery { follow, tail }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let machine = api.instances.machine(&Name { project: project.clone(), name: name.clone() });
+    let instances = api.consoles.0.get().ok_or_else(|| {
+        let detail = "this node has not taken up its machines yet; its /readyz says what it waits for";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+    })?;
+    let machine = instances.machine(&Name { project: project.clone(), name: name.clone() });
     let machine =
         machine.ok_or_else(|| Problem::not_found(format!("instance {project}/{name} has no machine on this node")))?;
     let log = machine.logs(tail, follow).await.map_err(|error| {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use form_rootfs::{Digest, ExpandError, ParseDigestError, RawImage, expand_rootfs};
@@ -42,7 +43,9 @@ pub(super) struct Images {
 impl Images {
     pub(super) fn open(dir: PathBuf, identity: &Identity) -> Result<Self, ImageError> {
         let fail = |source| ImageError::Dir { path: dir.clone(), source };
-        std::fs::create_dir_all(&dir).map_err(fail)?;
+        // Packages are their projects' alone, and no machine's user opens one by name.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(fail)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).map_err(fail)?;
         let dir = dir.canonicalize().map_err(fail)?;
         Ok(Self { dir, identity: identity.clone(), busy: Mutex::new(()) })
     }

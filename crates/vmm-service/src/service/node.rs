@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use form_client::{Client, Error};
+use form_service::Health;
 use form_types::v1::{NodeSpec, NodeStatus};
 use form_types::{Object, kinds, timestamp};
 
@@ -15,6 +16,8 @@ type Node = Object<kinds::Node>;
 
 /// How long the cluster waits for a sign of life.
 const LEASE: Duration = Duration::from_secs(10);
+/// What health waits for: a service that is ready before its node is would get no machine.
+pub(super) const NODE: &str = "node";
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 
 /// Makes the Node, or brings its addresses up to date; waits for form-state for as long as that takes.
@@ -45,10 +48,10 @@ pub(super) async fn register(client: &Client, config: &Config) -> Result<Node, E
     }
 }
 
-/// Keeps the node ready until it is dropped.
-pub(super) async fn keep_ready(client: Client, config: Arc<Config>, accelerator: Accelerator) {
+/// Keeps the node ready until it is dropped; `health` waits for the first time.
+pub(super) async fn keep_ready(client: Client, config: Arc<Config>, accelerator: Accelerator, health: Health) {
     loop {
-        if let Err(error) = ready(&client, &config, accelerator).await {
+        if let Err(error) = ready(&client, &config, accelerator, &health).await {
             tracing::warn!(error = form_service::run::chain(&error), "the node's sign of life did not arrive");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -56,7 +59,7 @@ pub(super) async fn keep_ready(client: Client, config: Arc<Config>, accelerator:
 }
 
 /// Ends when the lease has.
-async fn ready(client: &Client, config: &Config, accelerator: Accelerator) -> Result<(), Error> {
+async fn ready(client: &Client, config: &Config, accelerator: Accelerator, health: &Health) -> Result<(), Error> {
     let lease = client.grant_lease(LEASE).await?;
     let mut node = client.get::<kinds::Node>("", &config.node).await?;
     node.status = NodeStatus {
@@ -74,6 +77,7 @@ async fn ready(client: &Client, config: &Config, accelerator: Accelerator) -> Re
         gpus: gpus(Path::new("/sys")),
     };
     client.node_ready(node, &lease).await?;
+    health.done(NODE);
     let mut tick = tokio::time::interval(SIGN_OF_LIFE);
     loop {
         tick.tick().await;

@@ -188,8 +188,9 @@ impl Actor {
             initramfs: self.host.initramfs.clone(),
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
-            disks: true,
+            base: Some(spec.base.clone()),
             taps,
+            user: self.host.users.claim(&spec.uid)?,
         };
         // Cleared before the run is written down: reports that are there then belong to it.
         Reports::clear(&self.store.file("reports.jsonl"))?;
@@ -211,8 +212,8 @@ impl Actor {
         loop {
             heard.listen(reports.read()?);
             if rotate::is_due(self.store.path(), self.host.console_limit) {
+                machine.reopen_console(rotate::next(self.store.path())?).await?;
                 rotate::shift(self.store.path())?;
-                machine.reopen_console().await?;
             }
             let now = Instant::now();
             let outdated = self.state.generation != self.wanted.spec.generation;
@@ -279,7 +280,9 @@ impl Actor {
 
     async fn delete(&mut self) -> Result<()> {
         self.host.network.delete_taps(&self.wanted.spec.uid).await?;
-        self.store.remove()
+        self.store.remove()?;
+        // Killed before this, it is given back at the next start: the instance is no more.
+        self.host.users.release(&self.wanted.spec.uid)
     }
 
     /// Writes down what is wanted, then acknowledges. A deletion is final. Whether that is something else than before.

@@ -19,7 +19,8 @@ use tokio::net::TcpStream;
 use vmm_service::driver::Qemu;
 use vmm_service::logs::LogReader;
 use vmm_service::net::Network;
-use vmm_service::{Accelerator, Host, Nic, Phase, RestartPolicy, Vm, VmSpec, VmStatus};
+use vmm_service::users::Users;
+use vmm_service::{Accelerator, Host, MACHINE_UIDS, Nic, Phase, RestartPolicy, Vm, VmSpec, VmStatus};
 
 /// The patience with anything that a guest does: TCG on a busy machine is slow, and a story that hangs is worse.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -84,6 +85,7 @@ pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
         accelerator: Accelerator::Tcg,
         network: Network::connect().expect("netlink"),
         console_limit: 4 << 20,
+        users: Users::open(directory, MACHINE_UIDS).expect("users"),
         driver: Arc::new(Qemu),
     })
 }
