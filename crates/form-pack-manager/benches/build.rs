@@ -41,6 +41,8 @@ fn main() -> Result<(), Failed> {
                     first_id: 1_000_000,
                     most_bytes: 10 << 30,
                     limits: Limits { bytes: 64 << 30, ..Limits::default() },
+                    debian_mirror: String::new(),
+                    debian_fresh: Duration::ZERO,
                     program: "/bin/false".into(),
                 },
             )

@@ -9,6 +9,7 @@
 //! compressed. A RUN is done once for what it sees: the chain below it, its command, environment and mounts.
 
 mod base;
+mod debian;
 mod error;
 mod package;
 mod stage;

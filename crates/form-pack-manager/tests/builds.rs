@@ -304,54 +304,48 @@ async fn killed_at_any_moment_builds_begin_anew_and_nothing_is_left_over() {
     assert_eq!(std::fs::read_dir(story.cloud.store().join("scratch")).unwrap().count(), 0);
 }
 
-/// A Debian of this machine's own suite as an OCI layout, packed as a context with `formfile`.
-fn debian(formfile: &str) -> Option<Vec<u8>> {
+/// The suite of this machine and where its own apt finds it; says why not.
+fn mirror() -> Option<(String, String)> {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let dir = tempfile::tempdir().unwrap();
-    let tar = dir.path().join("layer.tar");
-    common::run("mmdebstrap", &["--quiet", "--variant=minbase", "--mode=root", suite, tar.to_str().unwrap()])?
-        .inspect_err(|error| println!("skipped: mmdebstrap makes no {suite} here: {error}"))
-        .ok()?;
-    let context = dir.path().join("context");
-    let blobs = context.join("base/blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let blob = |contents: &[u8]| {
-        let digest = form_rootfs::Digest::of(contents);
-        std::fs::write(blobs.join(digest.hex()), contents).unwrap();
-        (digest, contents.len())
+    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let arguments = ["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"];
+    let targets = common::run("apt-get", &arguments)?.unwrap_or_default();
+    let uri = targets.lines().find_map(|line| line.strip_prefix(&format!("{suite} main ")));
+    let Some(uri) = uri.filter(|_| Path::new("/usr/bin/mmdebstrap").exists()) else {
+        println!("skipped: this story makes a Debian with mmdebstrap and a mirror in apt's sources");
+        return None;
     };
-    let layer = blob(&std::fs::read(&tar).unwrap());
-    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer.0.to_string()]}});
-    let config = blob(config.to_string().as_bytes());
-    let of = |(digest, size): (form_rootfs::Digest, usize), kind: &str| common::descriptor(kind, digest, size);
-    let manifest = serde_json::json!({"schemaVersion": 2, "config": of(config, "application/vnd.oci.image.config.v1+json"),
-        "layers": [of(layer, "application/vnd.oci.image.layer.v1.tar")]});
-    let manifest = of(blob(manifest.to_string().as_bytes()), common::IMAGE);
-    std::fs::write(context.join("base/index.json"), serde_json::json!({"manifests": [manifest]}).to_string()).unwrap();
-    std::fs::write(context.join("Formfile"), formfile).unwrap();
-    Some(form_pack_manager::context::pack_context(&context, Vec::new()).unwrap())
+    Some((suite.to_owned(), uri.trim_end_matches('/').to_owned()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_base_takes_packages_and_twice_the_same_comes_of_it() {
-    let story = story!("");
-    let text = "FROM oci:base\nINSTALL hello\nRUN useradd -m web && id web\nUSER web\nRUN hello > /home/web/said && id -un\nDISK 512\n";
-    let Some(tar) = tokio::task::spawn_blocking(move || debian(text)).await.unwrap() else { return };
-    let answer = story.cloud.ask(Method::POST, "/v1/projects/default/contexts").body(tar).send().await.unwrap();
-    let context = answer.json::<serde_json::Value>().await.unwrap()["digest"].as_str().unwrap().to_owned();
-    let mut spec = BuildSpec { context, no_cache: true, ..Default::default() };
-    spec.set_network(Network::Host);
-    // Both at once: the context goes with the last build that wants it.
-    story.want("deb-1", spec.clone()).await;
-    story.want("deb-2", spec).await;
-    let (first, second) = (story.ended("deb-1").await, story.ended("deb-2").await);
-    let log = story.log("deb-1", false).await;
-    if first.status.message.contains("INSTALL") && log.contains("Temporary failure") {
-        return println!("skipped: no mirror of Debian is reached from here");
+    let Some((suite, mirror)) = mirror() else { return };
+    let story = story!(&format!("debian_mirror = {mirror:?}"));
+    let build = async |name: &str, lines: &str, no_cache: bool, network: Network| {
+        let text = format!("FROM debian:{suite}-slim\n{lines}\nDISK 512\n");
+        let context = story.context(&[("Formfile", text.as_bytes())]).await;
+        let mut spec = BuildSpec { context, no_cache, ..Default::default() };
+        spec.set_network(network);
+        story.want(name, spec).await;
+        let build = story.ended(name).await;
+        (build, story.log(name, false).await)
+    };
+    let (refused, _) = build("deb-0", "", false, Network::None).await;
+    let message = &refused.status.message;
+    assert!(message.contains("Formfile:1:6") && message.contains("--network host"), "{message}");
+    let lines = "INSTALL hello\nRUN useradd -m web && id web\nUSER web\nRUN hello > /home/web/said && id -un";
+    let (first, log) = build("deb-1", lines, false, Network::Host).await;
+    if first.status.message.contains("FROM") && ["resolve", "onnect"].iter().any(|why| log.contains(why)) {
+        return println!("skipped: no mirror of Debian is reached from here: {}", first.status.message);
     }
     assert_eq!(first.status.phase(), Phase::Succeeded, "{}\n{log}", first.status.message);
     assert!(log.contains("\nweb\n"), "{log}");
-    assert_eq!(first.status.digest, second.status.digest);
+    // Of the builder's machine there is nothing in it, and of the sandbox's devices neither.
+    let look = "RUN test ! -e /etc/hostname && test -z \"$(find /var/log /var/lib/apt/lists -type f)\" && stat -c %u:%a /usr/bin/passwd && apt-get --version && ls /dev";
+    let (looked, log) = build("deb-2", look, false, Network::Host).await;
+    assert_eq!(looked.status.phase(), Phase::Succeeded, "{}\n{log}", looked.status.message);
+    assert!(log.contains("-slim]\ncached\n") && log.contains("\n0:4755\n"), "{log}");
+    let (second, _) = build("deb-3", lines, true, Network::Host).await;
+    assert_eq!(second.status.digest, first.status.digest, "{}", second.status.message);
 }

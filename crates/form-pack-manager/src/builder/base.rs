@@ -95,6 +95,11 @@ impl Engine<'_, '_> {
                 "name one by its AS",
             ));
         }
+        if let Some(suite) = name.strip_prefix("debian:")
+            && !self.is_here("debian", suite)?
+        {
+            return self.debian(suite, span).map(Rc::new);
+        }
         let (home, manifest) = if let Some(path) = name.strip_prefix("oci:") {
             let path = formfile::value::source_path(path, false, span)?;
             let index = self.context_file(&format!("{path}/index.json"), span)?;
@@ -103,6 +108,13 @@ impl Engine<'_, '_> {
             self.ours(name, span)?
         };
         self.read_image(&home, manifest, name, span).map(Rc::new)
+    }
+
+    /// Whether the project has an image of its own that is called so.
+    fn is_here(&self, name: &str, tag: &str) -> Result<bool, BuildError> {
+        let repository = Repository::parse(&format!("{}/{name}", self.request.project));
+        let (Ok(repository), Ok(reference)) = (repository, Reference::parse(tag)) else { return Ok(false) };
+        Ok(self.names.manifest(&repository, &reference)?.is_some())
     }
 
     /// The manifest of an image in our own registry.
@@ -131,11 +143,7 @@ impl Engine<'_, '_> {
         }
         match self.names.manifest(&repository, &reference)? {
             Some(stored) => Ok((Home::Repository(repository), stored.bytes.to_vec())),
-            None => {
-                let debian = format!("bring it here with `form pack pull docker.io/library/{name} {name}`");
-                let hint = if name.starts_with("debian:") { &debian } else { hint };
-                Err(BuildError::at(span, format!("there is no image `{name}` here"), hint))
-            }
+            None => Err(BuildError::at(span, format!("there is no image `{name}` here"), hint)),
         }
     }
 
