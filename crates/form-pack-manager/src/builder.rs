@@ -12,6 +12,7 @@ mod base;
 mod debian;
 mod error;
 mod package;
+mod remote;
 mod stage;
 mod steps;
 

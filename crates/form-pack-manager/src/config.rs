@@ -36,6 +36,10 @@ pub struct Config {
     pub debian_mirror: String,
     /// How long a Debian that was made for a project is taken again, seconds.
     pub debian_seconds: u64,
+    /// `HOST[:PORT]` of the registries that a FROM may name though they are at addresses that are not public.
+    pub registries: Vec<String>,
+    /// The same, for those that speak plain HTTP.
+    pub insecure_registries: Vec<String>,
     /// Builds that have ended and are kept, in each project.
     pub keep_builds: usize,
     /// The most that a blob of the registry may have.
@@ -69,6 +73,8 @@ impl Default for Config {
             first_id: 1_000_000,
             debian_mirror: "http://deb.debian.org/debian".to_owned(),
             debian_seconds: 7 * 86_400,
+            registries: Vec::new(),
+            insecure_registries: Vec::new(),
             keep_builds: 20,
             max_blob_mib: 65_536,
             sparse_manifests: false,
@@ -92,6 +98,11 @@ impl Config {
             limits: layer::Limits { bytes: 64 << 30, entries: 1_000_000, name_bytes: 256 << 20 },
             debian_mirror: self.debian_mirror.clone(),
             debian_fresh: Duration::from_secs(self.debian_seconds),
+            registries: workshop::Registries {
+                trusted: self.registries.clone(),
+                insecure: self.insecure_registries.clone(),
+                blob_bytes: self.max_blob_mib << 20,
+            },
             program: "/proc/self/exe".into(),
         }
     }

@@ -8,6 +8,7 @@
 //! documents: cache/PROJECT/step/HEX   what a RUN came to; also keeps its blob alive
 //!            cache/PROJECT/layer/HEX  the blob of a diff-id
 //!            cache/PROJECT/debian/HEX a Debian to begin with, and when it was made
+//!            cache/PROJECT/pulled/HEX a blob out of another registry
 //!            cache/PROJECT/disk/HEX   the root disk of a tree
 //! ```
 //!
@@ -45,6 +46,7 @@ struct Inner {
     limits: layer::Limits,
     debian_mirror: String,
     debian_fresh: Duration,
+    registries: Registries,
     most_bytes: u64,
     /// Directories of the sandbox that builds are about to use, and by how many.
     held: Mutex<HashMap<String, usize>>,
@@ -67,8 +69,21 @@ pub struct Options {
     pub debian_mirror: String,
     /// How long a Debian that was made is taken again.
     pub debian_fresh: Duration,
+    /// Other registries.
+    pub registries: Registries,
     /// The program that can be run again as a sandbox.
     pub program: PathBuf,
+}
+
+/// What is pulled from other registries.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    /// `HOST[:PORT]` of those that may be at addresses that are not public.
+    pub trusted: Vec<String>,
+    /// The same, without TLS.
+    pub insecure: Vec<String>,
+    /// The most that a blob may have.
+    pub blob_bytes: u64,
 }
 
 /// Why the caches fail.
@@ -160,6 +175,7 @@ impl Workshop {
             limits: options.limits,
             debian_mirror: options.debian_mirror,
             debian_fresh: options.debian_fresh,
+            registries: options.registries,
             most_bytes: options.most_bytes,
             held: Mutex::default(),
             locks: Mutex::default(),
@@ -186,6 +202,10 @@ impl Workshop {
 
     pub(crate) fn debian_fresh(&self) -> Duration {
         self.0.debian_fresh
+    }
+
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.0.registries
     }
 
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, WorkshopError> {
