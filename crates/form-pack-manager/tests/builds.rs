@@ -211,6 +211,94 @@ async fn a_build_has_no_network_unless_it_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_built_others_inspect_unpack_and_run() {
+    let story = story!("");
+    let lines = "ENV NAME=world\nRUN echo \"hello $NAME\" > /greeting; rm -r /linuxrc; mkdir -p /deep/er; ln /greeting /deep/er/hard\nEXPOSE 80";
+    let build = story.succeeds("judged-1", lines).await;
+    let dir = |name: &str| story.cloud.dir.path().join(name).display().to_string();
+    let (auth, certs, registry) = (dir("auth.json"), dir("certs"), story.cloud.pack.to_string());
+    let remote = format!("{registry}/default/judged:latest");
+    let skopeo = |arguments: &[&str]| common::run("skopeo", &[&["--insecure-policy"], arguments].concat());
+    let login = ["--authfile", &auth, "--cert-dir", &certs, "-u", "me", "-p", &story.cloud.admin, &registry];
+    let Some(logged_in) = skopeo(&[&["login"], &login[..]].concat()) else { return };
+    logged_in.unwrap();
+    let source = format!("docker://{remote}");
+    let inspected = skopeo(&["inspect", "--authfile", &auth, "--cert-dir", &certs, &source]).unwrap().unwrap();
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["Digest"], build.status.digest.as_str());
+    assert_eq!((&inspected["Env"][0], &inspected["Os"]), (&"NAME=world".into(), &"linux".into()));
+    // These do not know zstd all; skopeo turns the layers into what they do.
+    let layout = dir("layout");
+    let target = format!("oci:{layout}:v1");
+    let copy = ["copy", "--authfile", &auth, "--src-cert-dir", &certs, "--dest-compress-format", "gzip"];
+    skopeo(&[&copy[..], &["--dest-compress", &source, &target]].concat()).unwrap().unwrap();
+
+    let bundle = dir("bundle");
+    if let Some(unpacked) = common::run("umoci", &["unpack", "--image", &format!("{layout}:v1"), &bundle]) {
+        unpacked.unwrap();
+        let root = Path::new(&bundle).join("rootfs");
+        assert_eq!(std::fs::read_to_string(root.join("deep/er/hard")).unwrap(), "hello world\n");
+        assert!(std::fs::symlink_metadata(root.join("linuxrc")).is_err());
+        assert!(std::fs::symlink_metadata(root.join("bin/ls")).unwrap().is_symlink());
+    }
+    if common::run("runc", &["--version"]).is_none() {
+        return;
+    }
+    // Podman makes a name of the path, which has to be in lower case.
+    let name = format!("form-built-{}", std::process::id());
+    let lower = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
+    let (root, runroot) = (dir("root"), dir("runroot"));
+    let podman = |arguments: &[&str]| {
+        let storage = ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "--runtime", "runc"];
+        common::run("podman", &[&storage[..], &["--cgroup-manager", "cgroupfs"], arguments].concat())
+    };
+    let local = lower.path().join("layout").display().to_string();
+    std::fs::rename(&layout, &local).unwrap();
+    let Some(pulled) = podman(&["pull", "-q", &format!("oci:{local}:v1")]) else { return };
+    let image = pulled.unwrap();
+    let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none"];
+    let command = [image.trim(), "-c", "cat /greeting; echo $NAME"];
+    match podman(&[&["run", "--rm"], &limits[..], &command].concat()).unwrap() {
+        Ok(said) => assert_eq!(said, "hello world\nworld\n"),
+        Err(error) => println!("skipped: podman runs no containers here: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_build_leaves_nothing_and_the_next_one_works() {
+    let mut story = story!("");
+    let (store, mounted) = (story.cloud.store(), |arguments: &[&str]| {
+        std::process::Command::new(arguments[0]).args(&arguments[1..]).status().is_ok_and(|status| status.success())
+    });
+    let path = store.display().to_string();
+    story.cloud.kill().await;
+    std::fs::remove_dir_all(&store).ok();
+    std::fs::create_dir_all(&store).unwrap();
+    if !mounted(&["mount", "-t", "tmpfs", "-o", "size=64m", "formation-test", &path]) {
+        return println!("skipped: no tmpfs can be mounted here");
+    }
+    story.cloud.kill().await;
+    story.cloud.is_ready().await;
+    let first = story.build("full-1", "RUN echo small > /small", BuildSpec::default()).await;
+    let lines = "RUN dd if=/dev/urandom of=/large bs=1M count=100";
+    let in_step = story.build("full-2", lines, BuildSpec::default()).await;
+    let lines = "RUN dd if=/dev/urandom of=/large bs=1M count=25";
+    let after_step = story.build("full-3", lines, BuildSpec::default()).await;
+    let count = |name: &str| std::fs::read_dir(store.join(name)).unwrap().count();
+    let left = [count("tmp"), count("scratch"), count("sandbox/run")];
+    let again = story.build("full-4", "RUN echo small > /small; echo more", BuildSpec::default()).await;
+    let unmounted = mounted(&["umount", "-l", &path]);
+    assert_eq!(first.status.phase(), Phase::Succeeded, "{}", first.status.message);
+    assert_eq!((in_step.status.phase(), after_step.status.phase()), (Phase::Failed, Phase::Failed));
+    for build in [in_step, after_step] {
+        assert!(build.status.message.contains("No space left on device"), "{}", build.status.message);
+    }
+    assert_eq!(left, [0, 0, 0], "nothing half there");
+    assert_eq!(again.status.phase(), Phase::Succeeded, "{}", again.status.message);
+    assert!(unmounted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cache_mount_stays_and_is_in_no_layer() {
     let story = story!("");
     let run = |number| {
@@ -263,11 +351,34 @@ async fn builds_wait_for_room_and_are_cancelled_queued_or_at_work() {
     }
     story.want("slow-2", BuildSpec { context: context.clone(), ..Default::default() }).await;
     story.until("slow-2", |build| build.status.phase() == Phase::Queued).await;
-    for name in ["slow-2", "slow-1"] {
-        story.want(name, BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
-        assert_eq!(story.ended(name).await.status.phase(), Phase::Cancelled);
-    }
+    // Who follows what waits hears its end; and of one that is deleted while it waits or works, that it is gone.
+    let (followed, ()) = futures::future::join(story.log("slow-2", true), async {
+        story.want("slow-2", BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
+        assert_eq!(story.ended("slow-2").await.status.phase(), Phase::Cancelled);
+    })
+    .await;
+    assert_eq!(followed, "");
+    story.want("slow-3", BuildSpec { context: context.clone(), ..Default::default() }).await;
+    let waiting = story.until("slow-3", |build| build.status.phase() == Phase::Queued).await;
+    let (followed, ()) = futures::future::join(story.log("slow-3", true), async {
+        story.client.delete::<kinds::Build>(&waiting.meta).await.unwrap();
+    })
+    .await;
+    assert!(followed.contains("there is no build slow-3"), "{followed}");
+    story.want("slow-1", BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
+    assert_eq!(story.ended("slow-1").await.status.phase(), Phase::Cancelled);
     assert_eq!(processes("98765"), 0);
+    // The context went with the last build of it.
+    let context = story.context(&[("Formfile", text.as_bytes())]).await;
+    story.want("slow-4", BuildSpec { context, ..Default::default() }).await;
+    while !story.log("slow-4", false).await.contains("begun") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let working = story.client.get::<kinds::Build>("default", "slow-4").await.unwrap();
+    story.client.delete::<kinds::Build>(&working.meta).await.unwrap();
+    while processes("98765") > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,11 +20,12 @@ pub(crate) const BUILDS: [(&str, &str); 3] =
     [("busybox", "busybox-static"), ("newuidmap", "uidmap"), ("mmdebstrap", "mmdebstrap")];
 
 /// The judges that tests ask, where they are there.
-pub(crate) const JUDGES: [(&str, &str); 6] = [
+pub(crate) const JUDGES: [(&str, &str); 7] = [
     ("kdig", "knot-dnsutils"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("podman", "podman"),
+    ("runc", "runc"),
     ("buildah", "buildah"),
     ("docker-registry", "docker-registry"),
 ];
