@@ -69,6 +69,12 @@ pub trait Controller: Send + Sync + 'static {
         wanted: Option<Object<Self::Kind>>,
     ) -> impl Future<Output = Result<Action, Self::Error>> + Send;
 
+    /// What is stored of `name` has changed; `None`: it is gone. Called at once, while the name may be worked on: work that
+    /// takes long hears so that it is not wanted any more. Must not block.
+    fn changed(&self, name: &Name, wanted: Option<&Object<Self::Kind>>) {
+        let _ = (name, wanted);
+    }
+
     /// The first list has come: `all` is what there is. Called again with each new list; here leftovers can be swept.
     fn listed(&self, all: &[Object<Self::Kind>]) -> impl Future<Output = ()> + Send {
         let _ = all;
@@ -216,12 +222,16 @@ impl<C: Controller> Work<C> {
 
     fn replace(&mut self, items: Vec<Object<C::Kind>>) {
         let old: Vec<Name> = self.wanted.drain().map(|(name, _)| name).collect();
-        self.due.extend(old);
+        self.due.extend(old.iter().cloned());
         items.into_iter().for_each(|item| self.put(item));
+        for name in old.iter().filter(|name| !self.wanted.contains_key(name)) {
+            self.controller.changed(name, None);
+        }
     }
 
     fn put(&mut self, object: Object<C::Kind>) {
         let name = Name::of(&object);
+        self.controller.changed(&name, Some(&object));
         let meaning = |object: &Object<C::Kind>| {
             let meta = &object.meta;
             (meta.uid.clone(), meta.generation, meta.labels.clone(), meta.deletion_requested_at)
@@ -244,6 +254,7 @@ impl<C: Controller> Work<C> {
 
     fn gone(&mut self, name: &Name) {
         self.wanted.remove(name);
+        self.controller.changed(name, None);
         self.look_at(name.clone());
     }
 

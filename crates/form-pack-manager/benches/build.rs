@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use form_pack_manager::builder::{Request, build};
 use form_pack_manager::context::{Context, Limits, pack_context};
 use form_pack_manager::store::DirStore;
-use form_pack_manager::workshop::{Options, Workshop};
+use form_pack_manager::workshop::{Options, Registries, Workshop};
 use form_sandbox::{Network, Stop};
 use formfile::Formfile;
 
@@ -41,6 +41,9 @@ fn main() -> Result<(), Failed> {
                     first_id: 1_000_000,
                     most_bytes: 10 << 30,
                     limits: Limits { bytes: 64 << 30, ..Limits::default() },
+                    debian_mirror: String::new(),
+                    debian_fresh: Duration::ZERO,
+                    registries: Registries::default(),
                     program: "/bin/false".into(),
                 },
             )

@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::bytes::BytesMut;
 
+use crate::builds::Known;
 use crate::logs::Logs;
 use crate::registry::is_full;
 use crate::secrets::{self, Secrets};
@@ -31,6 +32,7 @@ struct Api {
     store: DirStore,
     logs: Logs,
     secrets: Secrets,
+    builds: Known,
     /// The most bytes of a build context.
     context_bytes: u64,
     /// How long a body may pause.
@@ -43,6 +45,7 @@ pub(crate) fn streams(
     store: DirStore,
     logs: Logs,
     secrets: Secrets,
+    builds: Known,
     context_bytes: u64,
     idle: Duration,
 ) -> Router {
@@ -51,7 +54,7 @@ pub(crate) fn streams(
         .route("/v1/projects/{project}/secrets", post(keep))
         .route("/v1/projects/{project}/builds/{name}/log", get(log))
         .route("/v1/blobs/{digest}", get(download))
-        .with_state(Api { client, store, logs, secrets, context_bytes, idle })
+        .with_state(Api { client, store, logs, secrets, builds, context_bytes, idle })
 }
 
 /// Takes a tar; answers with the digest that a Build names it by.
@@ -131,6 +134,8 @@ async fn log(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     api.client.authorize(&headers, Access::Read, &project).await?;
+    // From before the first look on, so that no change is missed.
+    let (mut builds, mut begun) = (api.builds.subscribe(), api.logs.begun());
     loop {
         let build = match api.client.get::<kinds::Build>(&project, &name).await {
             Ok(build) => build,
@@ -153,12 +158,12 @@ async fn log(
             None if follow && !has_ended => {}
             None => return Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "").into_response()),
         }
-        tokio::time::sleep(QUEUED).await;
+        tokio::select! {
+            _ = builds.changed() => {}
+            _ = begun.changed() => {}
+        }
     }
 }
-
-/// How often it is looked whether a build that is followed has begun.
-const QUEUED: Duration = Duration::from_millis(200);
 
 type Growing = (tokio::fs::File, Option<watch::Receiver<u64>>);
 

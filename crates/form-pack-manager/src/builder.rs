@@ -9,8 +9,10 @@
 //! compressed. A RUN is done once for what it sees: the chain below it, its command, environment and mounts.
 
 mod base;
+mod debian;
 mod error;
 mod package;
+mod remote;
 mod stage;
 mod steps;
 

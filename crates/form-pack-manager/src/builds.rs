@@ -9,7 +9,7 @@
 //! Killed in the middle, a build is begun anew: it writes nothing but blobs, which are named by what is in them, and what
 //! the workshop can do without.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -44,9 +44,17 @@ const MOST_MESSAGE: usize = 16 << 10;
 const MOST_FORMFILE: u64 = (1 << 20) + 1;
 /// How long a build may take that says nothing else.
 const TIMEOUT: Duration = Duration::from_secs(3600);
-/// How often a running build looks whether it is still wanted. The loop that calls us shows a name to one worker at a
-/// time, and that is the one that waits.
-const LOOK: Duration = Duration::from_millis(500);
+
+/// What is known of all builds, as the loop hears it: who waits for one is woken when one changes, and asks nobody.
+pub(crate) type Known = watch::Sender<HashMap<Name, Facts>>;
+
+/// Of a build, what others wait for.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    uid: String,
+    phase: Phase,
+    cancel: bool,
+}
 
 pub(crate) struct Builds {
     pub(crate) client: Client,
@@ -59,6 +67,7 @@ pub(crate) struct Builds {
     /// Where this store's blobs can be had.
     pub(crate) url: String,
     pub(crate) health: Health,
+    pub(crate) known: Known,
 }
 
 /// What there is to say of a build that ended without a package.
@@ -114,6 +123,19 @@ impl Controller for Builds {
         Ok(Action::Wait)
     }
 
+    fn changed(&self, name: &Name, wanted: Option<&Build>) {
+        let facts = wanted.map(|build| Facts {
+            uid: build.meta.uid.clone(),
+            phase: build.status.phase(),
+            cancel: build.spec.cancel,
+        });
+        // Not each step of each build is news.
+        self.known.send_if_modified(|known| match facts {
+            Some(facts) => known.insert(name.clone(), facts.clone()) != Some(facts),
+            None => known.remove(name).is_some(),
+        });
+    }
+
     async fn listed(&self, all: &[Build]) {
         // One of a build that ended just before we were killed.
         self.drop_leftovers(all).await;
@@ -146,15 +168,13 @@ impl Builds {
 
     /// Ends when the build is cancelled, or deleted.
     async fn unwanted(&self, build: &Build) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            match self.client.get::<kinds::Build>(&build.meta.project, &build.meta.name).await {
-                Ok(now) if now.spec.cancel || now.meta.uid != build.meta.uid => return,
-                Err(form_client::Error::NotFound(_)) => return,
-                // Out of reach, it is as wanted as it was.
-                Ok(_) | Err(_) => {}
-            }
-        }
+        let name = Name::of(build);
+        let is_unwanted = |known: &HashMap<Name, Facts>| {
+            known.get(&name).is_none_or(|facts| facts.cancel || facts.uid != build.meta.uid)
+        };
+        // The loop that calls us shows a name to one worker at a time, and that is the one that waits; but it tells of
+        // each change. The sender is ours, and does not go away.
+        let _ = self.known.subscribe().wait_for(is_unwanted).await;
     }
 
     /// The inner error is the build's own fault, in words for who wrote it; beside it the step that it came to.

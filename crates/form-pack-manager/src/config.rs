@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use form_client::Endpoint;
 use form_service::logs::LogConfig;
@@ -31,6 +32,14 @@ pub struct Config {
     /// The first of the 65536 ids of the host that the root of RUN and its users are; for a builder that is root or has
     /// CAP_SETUID and CAP_SETGID. Nobody else may have them.
     pub first_id: u32,
+    /// Where `FROM debian:SUITE` comes from.
+    pub debian_mirror: String,
+    /// How long a Debian that was made for a project is taken again, seconds.
+    pub debian_seconds: u64,
+    /// `HOST[:PORT]` of the registries that a FROM may name though they are at addresses that are not public.
+    pub registries: Vec<String>,
+    /// The same, for those that speak plain HTTP.
+    pub insecure_registries: Vec<String>,
     /// Builds that have ended and are kept, in each project.
     pub keep_builds: usize,
     /// The most that a blob of the registry may have.
@@ -62,6 +71,10 @@ impl Default for Config {
             builds: 2,
             cache_mib: 20_480,
             first_id: 1_000_000,
+            debian_mirror: "http://deb.debian.org/debian".to_owned(),
+            debian_seconds: 7 * 86_400,
+            registries: Vec::new(),
+            insecure_registries: Vec::new(),
             keep_builds: 20,
             max_blob_mib: 65_536,
             sparse_manifests: false,
@@ -83,6 +96,13 @@ impl Config {
             first_id: self.first_id,
             most_bytes: self.cache_mib << 20,
             limits: layer::Limits { bytes: 64 << 30, entries: 1_000_000, name_bytes: 256 << 20 },
+            debian_mirror: self.debian_mirror.clone(),
+            debian_fresh: Duration::from_secs(self.debian_seconds),
+            registries: workshop::Registries {
+                trusted: self.registries.clone(),
+                insecure: self.insecure_registries.clone(),
+                blob_bytes: self.max_blob_mib << 20,
+            },
             program: "/proc/self/exe".into(),
         }
     }
@@ -106,6 +126,11 @@ impl form_service::Config for Config {
     fn check(&self) -> Result<(), String> {
         if !self.public_url.starts_with("https://") {
             return Err(format!("public_url: {:?} does not start with https://", self.public_url));
+        }
+        let mirror = &self.debian_mirror;
+        let is_url = mirror.starts_with("http://") || mirror.starts_with("https://");
+        if !is_url || mirror.contains(|c: char| !c.is_ascii_graphic()) {
+            return Err(format!("debian_mirror: {mirror:?} is no address that begins with http:// or https://"));
         }
         if self.builds == 0 {
             return Err("builds: 0 would build nothing; 1 is the least".to_owned());

@@ -18,6 +18,8 @@ const TAIL: usize = 4 << 10;
 pub(crate) struct Logs {
     dir: PathBuf,
     open: Arc<Mutex<HashMap<String, watch::Sender<u64>>>>,
+    /// Changes when a log is begun.
+    begun: watch::Sender<()>,
 }
 
 /// A log that is being written; dropped, it has ended.
@@ -32,7 +34,7 @@ pub(crate) struct Log {
 impl Logs {
     pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, open: Arc::default() })
+        Ok(Self { dir, open: Arc::default(), begun: watch::channel(()).0 })
     }
 
     fn path(&self, uid: &str) -> PathBuf {
@@ -43,7 +45,13 @@ impl Logs {
     pub(crate) fn begin(&self, uid: &str) -> io::Result<Log> {
         let file = File::create(self.path(uid))?;
         self.opened().insert(uid.to_owned(), watch::channel(0).0);
+        self.begun.send_replace(());
         Ok(Log { logs: self.clone(), uid: uid.to_owned(), file, written: 0, tail: Vec::new() })
+    }
+
+    /// Changes when any log is begun.
+    pub(crate) fn begun(&self) -> watch::Receiver<()> {
+        self.begun.subscribe()
     }
 
     /// The log of the build `uid`, if it has one, and how long it is, if it grows.

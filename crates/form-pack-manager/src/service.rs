@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::api;
-use crate::builds::Builds;
+use crate::builds::{Builds, Known};
 use crate::config::Config;
 use crate::logs::Logs;
 use crate::registry::packages::Packages;
@@ -74,6 +74,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     );
 
     context.health.wait_for("builds", "form-state has not listed them yet");
+    let known = Known::default();
     let builds = Arc::new(Builds {
         client: client.clone(),
         names: names.clone(),
@@ -83,6 +84,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
         room: Arc::new(Semaphore::new(config.builds)),
         url: config.public_url.clone(),
         health: context.health.clone(),
+        known: known.clone(),
     });
     let options = reconcile::Options { workers: config.builds.saturating_add(WAITING), ..Default::default() };
     // Nothing but the store's resources tells when to look again.
@@ -94,7 +96,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let contexts = config.max_context_mib << 20;
     let routes = Routes {
         limited: sweeper.routes(),
-        streams: api::streams(client, store, logs, secrets, contexts, idle).merge(registry.routes()),
+        streams: api::streams(client, store, logs, secrets, known, contexts, idle).merge(registry.routes()),
     };
     let sweeping = tokio::spawn(sweeper.run(Duration::from_secs(config.sweep_seconds)));
     tracing::info!(address = %config.listen, "form-pack-manager serves");

@@ -57,6 +57,9 @@ pub(crate) fn workshop(dir: &Path) -> Workshop {
         first_id: 1_000_000,
         most_bytes: 1 << 30,
         limits: Limits::default(),
+        debian_mirror: "http://localhost/debian".to_owned(),
+        debian_fresh: std::time::Duration::from_secs(60),
+        registries: workshop::Registries::default(),
         program: "/bin/false".into(),
     };
     Workshop::open(DirStore::open(dir.join("store")).unwrap(), options).unwrap()

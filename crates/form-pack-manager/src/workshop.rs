@@ -5,10 +5,12 @@
 //! data_dir/sandbox/snap/NAME         a layer, unpacked, for overlays
 //!                 /run/UUID          a step at work
 //!                 /caches/NAME       a cache mount
-//! documents: cache/PROJECT/step/HEX  what a RUN came to; also keeps its blob alive
-//!            cache/PROJECT/layer/HEX the blob of a diff-id
-//!            cache/PROJECT/disk/HEX  the root disk of a tree
-//!            cache/PROJECT/frames/HEX  the pieces of the last root disk on a base
+//! documents: cache/PROJECT/step/HEX   what a RUN came to; also keeps its blob alive
+//!            cache/PROJECT/layer/HEX  the blob of a diff-id
+//!            cache/PROJECT/debian/HEX a Debian to begin with, and when it was made
+//!            cache/PROJECT/pulled/HEX a blob out of another registry
+//!            cache/PROJECT/disk/HEX   the root disk of a tree
+//!            cache/PROJECT/frames/HEX the pieces of the last root disk on a base
 //! ```
 //!
 //! All of it can be made again, and goes when it was not used for longest. Each thing is whole before it has its name, so
@@ -19,7 +21,7 @@ use std::fs::{self, File, FileTimes};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use form_rootfs::Digest;
 use form_sandbox::Sandbox;
@@ -43,6 +45,9 @@ struct Inner {
     scratch: PathBuf,
     sandbox: Result<Sandbox, String>,
     limits: layer::Limits,
+    debian_mirror: String,
+    debian_fresh: Duration,
+    registries: Registries,
     most_bytes: u64,
     /// Directories of the sandbox that builds are about to use, and by how many.
     held: Mutex<HashMap<String, usize>>,
@@ -61,8 +66,25 @@ pub struct Options {
     pub most_bytes: u64,
     /// What one layer may be expanded to.
     pub limits: layer::Limits,
+    /// Where Debian comes from.
+    pub debian_mirror: String,
+    /// How long a Debian that was made is taken again.
+    pub debian_fresh: Duration,
+    /// Other registries.
+    pub registries: Registries,
     /// The program that can be run again as a sandbox.
     pub program: PathBuf,
+}
+
+/// What is pulled from other registries.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    /// `HOST[:PORT]` of those that may be at addresses that are not public.
+    pub trusted: Vec<String>,
+    /// The same, without TLS.
+    pub insecure: Vec<String>,
+    /// The most that a blob may have.
+    pub blob_bytes: u64,
 }
 
 /// Why the caches fail.
@@ -152,6 +174,9 @@ impl Workshop {
             scratch,
             sandbox,
             limits: options.limits,
+            debian_mirror: options.debian_mirror,
+            debian_fresh: options.debian_fresh,
+            registries: options.registries,
             most_bytes: options.most_bytes,
             held: Mutex::default(),
             locks: Mutex::default(),
@@ -170,6 +195,18 @@ impl Workshop {
 
     pub(crate) fn limits(&self) -> &layer::Limits {
         &self.0.limits
+    }
+
+    pub(crate) fn debian_mirror(&self) -> &str {
+        &self.0.debian_mirror
+    }
+
+    pub(crate) fn debian_fresh(&self) -> Duration {
+        self.0.debian_fresh
+    }
+
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.0.registries
     }
 
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, WorkshopError> {
@@ -286,11 +323,8 @@ impl Workshop {
             if is_over() {
                 return None;
             }
-            let (next, _) = self
-                .0
-                .freed
-                .wait_timeout(locks, std::time::Duration::from_millis(100))
-                .unwrap_or_else(PoisonError::into_inner);
+            let (next, _) =
+                self.0.freed.wait_timeout(locks, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner);
             locks = next;
         }
         Some(Locked { workshop: self.clone(), name: name.to_owned() })

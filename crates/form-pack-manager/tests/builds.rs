@@ -211,6 +211,94 @@ async fn a_build_has_no_network_unless_it_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_built_others_inspect_unpack_and_run() {
+    let story = story!("");
+    let lines = "ENV NAME=world\nRUN echo \"hello $NAME\" > /greeting; rm -r /linuxrc; mkdir -p /deep/er; ln /greeting /deep/er/hard\nEXPOSE 80";
+    let build = story.succeeds("judged-1", lines).await;
+    let dir = |name: &str| story.cloud.dir.path().join(name).display().to_string();
+    let (auth, certs, registry) = (dir("auth.json"), dir("certs"), story.cloud.pack.to_string());
+    let remote = format!("{registry}/default/judged:latest");
+    let skopeo = |arguments: &[&str]| common::run("skopeo", &[&["--insecure-policy"], arguments].concat());
+    let login = ["--authfile", &auth, "--cert-dir", &certs, "-u", "me", "-p", &story.cloud.admin, &registry];
+    let Some(logged_in) = skopeo(&[&["login"], &login[..]].concat()) else { return };
+    logged_in.unwrap();
+    let source = format!("docker://{remote}");
+    let inspected = skopeo(&["inspect", "--authfile", &auth, "--cert-dir", &certs, &source]).unwrap().unwrap();
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["Digest"], build.status.digest.as_str());
+    assert_eq!((&inspected["Env"][0], &inspected["Os"]), (&"NAME=world".into(), &"linux".into()));
+    // These do not know zstd all; skopeo turns the layers into what they do.
+    let layout = dir("layout");
+    let target = format!("oci:{layout}:v1");
+    let copy = ["copy", "--authfile", &auth, "--src-cert-dir", &certs, "--dest-compress-format", "gzip"];
+    skopeo(&[&copy[..], &["--dest-compress", &source, &target]].concat()).unwrap().unwrap();
+
+    let bundle = dir("bundle");
+    if let Some(unpacked) = common::run("umoci", &["unpack", "--image", &format!("{layout}:v1"), &bundle]) {
+        unpacked.unwrap();
+        let root = Path::new(&bundle).join("rootfs");
+        assert_eq!(std::fs::read_to_string(root.join("deep/er/hard")).unwrap(), "hello world\n");
+        assert!(std::fs::symlink_metadata(root.join("linuxrc")).is_err());
+        assert!(std::fs::symlink_metadata(root.join("bin/ls")).unwrap().is_symlink());
+    }
+    if common::run("runc", &["--version"]).is_none() {
+        return;
+    }
+    // Podman makes a name of the path, which has to be in lower case.
+    let name = format!("form-built-{}", std::process::id());
+    let lower = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
+    let (root, runroot) = (dir("root"), dir("runroot"));
+    let podman = |arguments: &[&str]| {
+        let storage = ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs", "--runtime", "runc"];
+        common::run("podman", &[&storage[..], &["--cgroup-manager", "cgroupfs"], arguments].concat())
+    };
+    let local = lower.path().join("layout").display().to_string();
+    std::fs::rename(&layout, &local).unwrap();
+    let Some(pulled) = podman(&["pull", "-q", &format!("oci:{local}:v1")]) else { return };
+    let image = pulled.unwrap();
+    let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none"];
+    let command = [image.trim(), "-c", "cat /greeting; echo $NAME"];
+    match podman(&[&["run", "--rm"], &limits[..], &command].concat()).unwrap() {
+        Ok(said) => assert_eq!(said, "hello world\nworld\n"),
+        Err(error) => println!("skipped: podman runs no containers here: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_build_leaves_nothing_and_the_next_one_works() {
+    let mut story = story!("");
+    let (store, mounted) = (story.cloud.store(), |arguments: &[&str]| {
+        std::process::Command::new(arguments[0]).args(&arguments[1..]).status().is_ok_and(|status| status.success())
+    });
+    let path = store.display().to_string();
+    story.cloud.kill().await;
+    std::fs::remove_dir_all(&store).ok();
+    std::fs::create_dir_all(&store).unwrap();
+    if !mounted(&["mount", "-t", "tmpfs", "-o", "size=64m", "formation-test", &path]) {
+        return println!("skipped: no tmpfs can be mounted here");
+    }
+    story.cloud.kill().await;
+    story.cloud.is_ready().await;
+    let first = story.build("full-1", "RUN echo small > /small", BuildSpec::default()).await;
+    let lines = "RUN dd if=/dev/urandom of=/large bs=1M count=100";
+    let in_step = story.build("full-2", lines, BuildSpec::default()).await;
+    let lines = "RUN dd if=/dev/urandom of=/large bs=1M count=25";
+    let after_step = story.build("full-3", lines, BuildSpec::default()).await;
+    let count = |name: &str| std::fs::read_dir(store.join(name)).unwrap().count();
+    let left = [count("tmp"), count("scratch"), count("sandbox/run")];
+    let again = story.build("full-4", "RUN echo small > /small; echo more", BuildSpec::default()).await;
+    let unmounted = mounted(&["umount", "-l", &path]);
+    assert_eq!(first.status.phase(), Phase::Succeeded, "{}", first.status.message);
+    assert_eq!((in_step.status.phase(), after_step.status.phase()), (Phase::Failed, Phase::Failed));
+    for build in [in_step, after_step] {
+        assert!(build.status.message.contains("No space left on device"), "{}", build.status.message);
+    }
+    assert_eq!(left, [0, 0, 0], "nothing half there");
+    assert_eq!(again.status.phase(), Phase::Succeeded, "{}", again.status.message);
+    assert!(unmounted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cache_mount_stays_and_is_in_no_layer() {
     let story = story!("");
     let run = |number| {
@@ -263,11 +351,34 @@ async fn builds_wait_for_room_and_are_cancelled_queued_or_at_work() {
     }
     story.want("slow-2", BuildSpec { context: context.clone(), ..Default::default() }).await;
     story.until("slow-2", |build| build.status.phase() == Phase::Queued).await;
-    for name in ["slow-2", "slow-1"] {
-        story.want(name, BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
-        assert_eq!(story.ended(name).await.status.phase(), Phase::Cancelled);
-    }
+    // Who follows what waits hears its end; and of one that is deleted while it waits or works, that it is gone.
+    let (followed, ()) = futures::future::join(story.log("slow-2", true), async {
+        story.want("slow-2", BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
+        assert_eq!(story.ended("slow-2").await.status.phase(), Phase::Cancelled);
+    })
+    .await;
+    assert_eq!(followed, "");
+    story.want("slow-3", BuildSpec { context: context.clone(), ..Default::default() }).await;
+    let waiting = story.until("slow-3", |build| build.status.phase() == Phase::Queued).await;
+    let (followed, ()) = futures::future::join(story.log("slow-3", true), async {
+        story.client.delete::<kinds::Build>(&waiting.meta).await.unwrap();
+    })
+    .await;
+    assert!(followed.contains("there is no build slow-3"), "{followed}");
+    story.want("slow-1", BuildSpec { context: context.clone(), cancel: true, ..Default::default() }).await;
+    assert_eq!(story.ended("slow-1").await.status.phase(), Phase::Cancelled);
     assert_eq!(processes("98765"), 0);
+    // The context went with the last build of it.
+    let context = story.context(&[("Formfile", text.as_bytes())]).await;
+    story.want("slow-4", BuildSpec { context, ..Default::default() }).await;
+    while !story.log("slow-4", false).await.contains("begun") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let working = story.client.get::<kinds::Build>("default", "slow-4").await.unwrap();
+    story.client.delete::<kinds::Build>(&working.meta).await.unwrap();
+    while processes("98765") > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,54 +415,48 @@ async fn killed_at_any_moment_builds_begin_anew_and_nothing_is_left_over() {
     assert_eq!(std::fs::read_dir(story.cloud.store().join("scratch")).unwrap().count(), 0);
 }
 
-/// A Debian of this machine's own suite as an OCI layout, packed as a context with `formfile`.
-fn debian(formfile: &str) -> Option<Vec<u8>> {
+/// The suite of this machine and where its own apt finds it; says why not.
+fn mirror() -> Option<(String, String)> {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let dir = tempfile::tempdir().unwrap();
-    let tar = dir.path().join("layer.tar");
-    common::run("mmdebstrap", &["--quiet", "--variant=minbase", "--mode=root", suite, tar.to_str().unwrap()])?
-        .inspect_err(|error| println!("skipped: mmdebstrap makes no {suite} here: {error}"))
-        .ok()?;
-    let context = dir.path().join("context");
-    let blobs = context.join("base/blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    let blob = |contents: &[u8]| {
-        let digest = form_rootfs::Digest::of(contents);
-        std::fs::write(blobs.join(digest.hex()), contents).unwrap();
-        (digest, contents.len())
+    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let arguments = ["indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"];
+    let targets = common::run("apt-get", &arguments)?.unwrap_or_default();
+    let uri = targets.lines().find_map(|line| line.strip_prefix(&format!("{suite} main ")));
+    let Some(uri) = uri.filter(|_| Path::new("/usr/bin/mmdebstrap").exists()) else {
+        println!("skipped: this story makes a Debian with mmdebstrap and a mirror in apt's sources");
+        return None;
     };
-    let layer = blob(&std::fs::read(&tar).unwrap());
-    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer.0.to_string()]}});
-    let config = blob(config.to_string().as_bytes());
-    let of = |(digest, size): (form_rootfs::Digest, usize), kind: &str| common::descriptor(kind, digest, size);
-    let manifest = serde_json::json!({"schemaVersion": 2, "config": of(config, "application/vnd.oci.image.config.v1+json"),
-        "layers": [of(layer, "application/vnd.oci.image.layer.v1.tar")]});
-    let manifest = of(blob(manifest.to_string().as_bytes()), common::IMAGE);
-    std::fs::write(context.join("base/index.json"), serde_json::json!({"manifests": [manifest]}).to_string()).unwrap();
-    std::fs::write(context.join("Formfile"), formfile).unwrap();
-    Some(form_pack_manager::context::pack_context(&context, Vec::new()).unwrap())
+    Some((suite.to_owned(), uri.trim_end_matches('/').to_owned()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_base_takes_packages_and_twice_the_same_comes_of_it() {
-    let story = story!("");
-    let text = "FROM oci:base\nINSTALL hello\nRUN useradd -m web && id web\nUSER web\nRUN hello > /home/web/said && id -un\nDISK 512\n";
-    let Some(tar) = tokio::task::spawn_blocking(move || debian(text)).await.unwrap() else { return };
-    let answer = story.cloud.ask(Method::POST, "/v1/projects/default/contexts").body(tar).send().await.unwrap();
-    let context = answer.json::<serde_json::Value>().await.unwrap()["digest"].as_str().unwrap().to_owned();
-    let mut spec = BuildSpec { context, no_cache: true, ..Default::default() };
-    spec.set_network(Network::Host);
-    // Both at once: the context goes with the last build that wants it.
-    story.want("deb-1", spec.clone()).await;
-    story.want("deb-2", spec).await;
-    let (first, second) = (story.ended("deb-1").await, story.ended("deb-2").await);
-    let log = story.log("deb-1", false).await;
-    if first.status.message.contains("INSTALL") && log.contains("Temporary failure") {
-        return println!("skipped: no mirror of Debian is reached from here");
+    let Some((suite, mirror)) = mirror() else { return };
+    let story = story!(&format!("debian_mirror = {mirror:?}"));
+    let build = async |name: &str, lines: &str, no_cache: bool, network: Network| {
+        let text = format!("FROM debian:{suite}-slim\n{lines}\nDISK 512\n");
+        let context = story.context(&[("Formfile", text.as_bytes())]).await;
+        let mut spec = BuildSpec { context, no_cache, ..Default::default() };
+        spec.set_network(network);
+        story.want(name, spec).await;
+        let build = story.ended(name).await;
+        (build, story.log(name, false).await)
+    };
+    let (refused, _) = build("deb-0", "", false, Network::None).await;
+    let message = &refused.status.message;
+    assert!(message.contains("Formfile:1:6") && message.contains("--network host"), "{message}");
+    let lines = "INSTALL hello\nRUN useradd -m web && id web\nUSER web\nRUN hello > /home/web/said && id -un";
+    let (first, log) = build("deb-1", lines, false, Network::Host).await;
+    if first.status.message.contains("FROM") && ["resolve", "onnect"].iter().any(|why| log.contains(why)) {
+        return println!("skipped: no mirror of Debian is reached from here: {}", first.status.message);
     }
     assert_eq!(first.status.phase(), Phase::Succeeded, "{}\n{log}", first.status.message);
     assert!(log.contains("\nweb\n"), "{log}");
-    assert_eq!(first.status.digest, second.status.digest);
+    // Of the builder's machine there is nothing in it, and of the sandbox's devices neither.
+    let look = "RUN test ! -e /etc/hostname && test -z \"$(find /var/log /var/lib/apt/lists -type f)\" && stat -c %u:%a /usr/bin/passwd && apt-get --version && ls /dev";
+    let (looked, log) = build("deb-2", look, false, Network::Host).await;
+    assert_eq!(looked.status.phase(), Phase::Succeeded, "{}\n{log}", looked.status.message);
+    assert!(log.contains("-slim]\ncached\n") && log.contains("\n0:4755\n"), "{log}");
+    let (second, _) = build("deb-3", lines, true, Network::Host).await;
+    assert_eq!(second.status.digest, first.status.digest, "{}", second.status.message);
 }

@@ -138,7 +138,7 @@ fn mounted(root: &Path, item: &Mount, staging: &Path) -> io::Result<()> {
             tmpfs(&self::target(root, target, true)?, &options)
         }
         Mount::Host { source, target } => {
-            let target = self::target(root, target, true)?;
+            let target = self::target(root, target, fs::metadata(source)?.is_dir())?;
             bind(Path::new(source), &target, MsFlags::MS_REC)?;
             // Of a mount that forbids more, this would allow it again, and is refused; then the ids alone keep it whole.
             match remount(&target, MsFlags::MS_RDONLY) {

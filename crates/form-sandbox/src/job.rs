@@ -35,7 +35,7 @@ pub enum Mount {
     File { target: String, contents: Vec<u8>, mode: u32, uid: u32, gid: u32 },
     /// An empty directory in memory, of at most so many bytes.
     Tmpfs { target: String, bytes: u64 },
-    /// A directory of the host by its absolute path, read-only.
+    /// A directory or file of the host by its absolute path, read-only; links are followed. A device stays one.
     Host { source: String, target: String },
 }
 

@@ -245,6 +245,38 @@ fn devices_mounts_and_namespaces_are_not_to_be_had() {
     );
 }
 
+/// A program that makes each system call that it is told the number of, and says what the kernel did.
+const CALLS: &str = "#include <stdio.h>\n#include <stdlib.h>\n#include <errno.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+int main(void) {\n  static char none[256];\n  struct { const char *name; long number, a, b, c, d; } calls[] = {\n\
+    {\"ptrace\", SYS_ptrace, 16, 1, 0, 0}, {\"process_vm_readv\", SYS_process_vm_readv, 1, (long)none, 1, (long)none},\n\
+    {\"keyctl\", SYS_keyctl, 0, -3, 1, 0}, {\"add_key\", SYS_add_key, (long)\"user\", (long)\"x\", (long)\"y\", 1},\n\
+    {\"bpf\", SYS_bpf, 0, (long)none, 128, 0}, {\"perf_event_open\", SYS_perf_event_open, (long)none, 0, -1, -1},\n\
+    {\"mount\", SYS_mount, (long)\"none\", (long)\"/tmp\", (long)\"tmpfs\", 0}, {\"umount2\", SYS_umount2, (long)\"/proc\", 2, 0, 0},\n\
+    {\"unshare\", SYS_unshare, 0x10000000, 0, 0, 0}, {\"setns\", SYS_setns, 0, 0, 0, 0}, {\"clone3\", SYS_clone3, (long)none, 64, 0, 0},\n\
+    {\"userfaultfd\", SYS_userfaultfd, 1, 0, 0, 0}, {\"io_uring_setup\", SYS_io_uring_setup, 1, (long)none, 0, 0},\n\
+    {\"open_by_handle_at\", SYS_open_by_handle_at, 0, (long)none, 0, 0}, {\"init_module\", SYS_init_module, (long)none, 1, (long)\"\", 0}};\n\
+  for (unsigned i = 0; i < sizeof calls / sizeof *calls; i++) {\n    long r = syscall(calls[i].number, calls[i].a, calls[i].b, calls[i].c, calls[i].d);\n\
+    printf(\"%s %s\\n\", calls[i].name, r == -1 && (errno == EPERM || errno == ENOSYS) ? \"refused\" : \"LET THROUGH\"); }\n  return 0;\n}\n";
+
+#[test]
+fn calls_that_open_the_kernel_or_look_into_others_are_refused() {
+    let bench = bench!();
+    let (source, program) = (bench.dir.path().join("calls.c"), bench.dir.path().join("calls"));
+    fs::write(&source, CALLS).unwrap();
+    let compiled = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).output();
+    match compiled {
+        Ok(compiled) if compiled.status.success() => {}
+        other => return println!("skipped: no static program is compiled here: {other:?}"),
+    }
+    let contents = fs::read(&program).unwrap();
+    let target = "/calls".to_owned();
+    let file = Mount::File { target, contents, mode: 0o755, uid: 0, gid: 0 };
+    let run = Run { command: vec!["/calls".to_owned()], mounts: vec![file], ..script("") };
+    let (outcome, output) = bench.run(run);
+    assert_eq!(outcome, Outcome::Exited(0), "{output}");
+    assert!(output.lines().count() == 15 && output.lines().all(|line| line.ends_with(" refused")), "{output}");
+}
+
 #[test]
 fn a_fork_bomb_is_bounded_and_dies_with_its_sandbox() {
     let bench = bench!();

@@ -379,7 +379,7 @@ pub(crate) struct Build {
     /// The stage that becomes the package [default: the last]
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
-    /// What RUN reaches; INSTALL needs the host's network
+    /// What RUN reaches; INSTALL and FROM debian:SUITE need the host's network
     #[arg(long, value_enum, default_value_t = BuildNetwork::None)]
     pub(crate) network: BuildNetwork,
     /// Seconds after which it has failed [default: an hour]

@@ -15,15 +15,17 @@ pub(crate) const VIRTUAL_MACHINES: [(&str, &str); 3] =
 /// What the demo shows the cloud with: a stranger's tools.
 pub(crate) const TOOLS: [(&str, &str); 3] = [("dig", "bind9-dnsutils"), ("curl", "curl"), ("ip", "iproute2")];
 
+/// What builds are made with: the base of what their stories run, ids for who is not root, Debian's releases.
+pub(crate) const BUILDS: [(&str, &str); 3] =
+    [("busybox", "busybox-static"), ("newuidmap", "uidmap"), ("mmdebstrap", "mmdebstrap")];
+
 /// The judges that tests ask, where they are there.
-pub(crate) const JUDGES: [(&str, &str); 8] = [
+pub(crate) const JUDGES: [(&str, &str); 7] = [
     ("kdig", "knot-dnsutils"),
-    // The base of what the stories of builds run.
-    ("busybox", "busybox-static"),
-    ("newuidmap", "uidmap"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("podman", "podman"),
+    ("runc", "runc"),
     ("buildah", "buildah"),
     ("docker-registry", "docker-registry"),
 ];

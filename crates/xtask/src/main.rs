@@ -64,7 +64,7 @@ enum Task {
     NixCheck,
     /// Write docs/openapi.yaml anew.
     Openapi,
-    /// Install what virtual machines need on this machine.
+    /// Install what virtual machines and builds need on this machine.
     Setup,
 }
 
@@ -87,6 +87,6 @@ fn main() -> anyhow::Result<()> {
         Task::Deploy { check } => deploy::deploy(check),
         Task::NixCheck => nix_check::nix_check(),
         Task::Openapi => openapi::write(),
-        Task::Setup => host::ensure_packages(&host::VIRTUAL_MACHINES),
+        Task::Setup => host::ensure_packages(&[&host::VIRTUAL_MACHINES[..], &host::BUILDS].concat()),
     }
 }

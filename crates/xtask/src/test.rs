@@ -9,7 +9,7 @@ use crate::{guest, nix_check};
 
 pub(crate) fn test() -> Result<()> {
     let wanted: Vec<(&str, &str)> =
-        host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&host::JUDGES).copied().collect();
+        host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&host::BUILDS).chain(&host::JUDGES).copied().collect();
     host::ensure_packages(&wanted)?;
     let guest = guest::default_out();
     guest::build(&guest)?;

@@ -8,6 +8,7 @@ use form_rootfs::Digest;
 use formfile::Span;
 use serde::Deserialize;
 
+use super::remote::Remote;
 use super::stage::Chain;
 use super::{BuildError, Engine, find};
 use crate::image::{Config, History, Layer};
@@ -17,7 +18,7 @@ use crate::store::{BlobInfo, BlobStore as _};
 use crate::tree::{Kind, Node};
 
 /// The most bytes of a manifest or a configuration.
-const MOST_DOCUMENT: u64 = 4 << 20;
+pub(super) const MOST_DOCUMENT: u64 = 4 << 20;
 /// As many as Docker takes; and a page of mount options names them all.
 const MOST_LAYERS: usize = 127;
 
@@ -71,6 +72,8 @@ enum Home {
     Repository(Repository),
     /// A directory of the build context.
     Layout(String),
+    /// Another registry.
+    Remote(Box<Remote>),
 }
 
 impl Engine<'_, '_> {
@@ -95,25 +98,34 @@ impl Engine<'_, '_> {
                 "name one by its AS",
             ));
         }
+        if let Some(suite) = name.strip_prefix("debian:")
+            && !self.is_here("debian", suite)?
+        {
+            return self.debian(suite, span).map(Rc::new);
+        }
         let (home, manifest) = if let Some(path) = name.strip_prefix("oci:") {
             let path = formfile::value::source_path(path, false, span)?;
             let index = self.context_file(&format!("{path}/index.json"), span)?;
             (Home::Layout(path), index)
+        } else if is_foreign(name) {
+            let (remote, manifest) = self.remote(name, span)?;
+            (Home::Remote(Box::new(remote)), manifest)
         } else {
             self.ours(name, span)?
         };
         self.read_image(&home, manifest, name, span).map(Rc::new)
     }
 
+    /// Whether the project has an image of its own that is called so.
+    fn is_here(&self, name: &str, tag: &str) -> Result<bool, BuildError> {
+        let repository = Repository::parse(&format!("{}/{name}", self.request.project));
+        let (Ok(repository), Ok(reference)) = (repository, Reference::parse(tag)) else { return Ok(false) };
+        Ok(self.names.manifest(&repository, &reference)?.is_some())
+    }
+
     /// The manifest of an image in our own registry.
     fn ours(&self, name: &str, span: Span) -> Result<(Home, Vec<u8>), BuildError> {
         let (path, digest) = name.split_once('@').map_or((name, None), |(path, digest)| (path, Some(digest)));
-        let first = path.split('/').next().unwrap_or_default();
-        let is_foreign = path.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-        if is_foreign {
-            let hint = "bring it here first, with `form pack pull`, and name what it is called then";
-            return Err(BuildError::at(span, format!("`{name}` is in another registry, which is not asked"), hint));
-        }
         let (path, tag) = match path.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, tag),
             _ => (path, crate::registry::LATEST),
@@ -131,11 +143,7 @@ impl Engine<'_, '_> {
         }
         match self.names.manifest(&repository, &reference)? {
             Some(stored) => Ok((Home::Repository(repository), stored.bytes.to_vec())),
-            None => {
-                let debian = format!("bring it here with `form pack pull docker.io/library/{name} {name}`");
-                let hint = if name.starts_with("debian:") { &debian } else { hint };
-                Err(BuildError::at(span, format!("there is no image `{name}` here"), hint))
-            }
+            None => Err(BuildError::at(span, format!("there is no image `{name}` here"), hint)),
         }
     }
 
@@ -152,6 +160,9 @@ impl Engine<'_, '_> {
 
     /// A document of an image, by its descriptor.
     fn document(&self, home: &Home, descriptor: &Descriptor, span: Span) -> Result<Vec<u8>, BuildError> {
+        if descriptor.size > MOST_DOCUMENT {
+            return Err(bad(span, "a document of it is too large"));
+        }
         let blob = self.fetched(home, descriptor, span)?;
         let mut bytes = Vec::new();
         let found = self.workshop.store().get(&blob.digest)?;
@@ -187,6 +198,7 @@ impl Engine<'_, '_> {
                 }
                 Ok(store.put(&mut contents.open(), Some(&digest))?)
             }
+            Home::Remote(remote) => self.remote_blob(remote, &digest, descriptor.size, span),
         }
     }
 
@@ -207,7 +219,10 @@ impl Engine<'_, '_> {
             let Some(entry) = manifests.iter().find(fits) else {
                 return Err(bad(span, &format!("it has nothing for linux/{arch}")));
             };
-            manifest = self.document(home, entry, span)?;
+            manifest = match (home, entry.digest.parse::<Digest>()) {
+                (Home::Remote(remote), Ok(digest)) => self.remote_child(remote, &digest, span)?,
+                _ => self.document(home, entry, span)?,
+            };
         }
         let Ok(Manifest { config, layers }) = serde_json::from_slice::<Manifest>(&manifest) else {
             return Err(bad(span, "its manifest is not one of an image"));
@@ -237,6 +252,11 @@ impl Engine<'_, '_> {
     }
 }
 
+/// Whether it begins with the host of a registry.
+fn is_foreign(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost")
+}
+
 /// In a manifest of ours Docker's names for layers have no place.
 fn media_type(theirs: &str) -> String {
     let known = HashMap::from([
@@ -247,6 +267,6 @@ fn media_type(theirs: &str) -> String {
     known.get(theirs).map_or(theirs, |ours| ours).to_owned()
 }
 
-fn bad(span: Span, what: &str) -> BuildError {
+pub(super) fn bad(span: Span, what: &str) -> BuildError {
     BuildError::at(span, format!("the image cannot be used: {what}"), "push it again, or take another one")
 }

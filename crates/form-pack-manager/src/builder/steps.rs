@@ -22,7 +22,7 @@ use crate::workshop::{Made, MadeLayer};
 type Expand<'x> = &'x dyn Fn(&Template) -> Result<String, Fault>;
 
 /// Where programs are looked for, if nobody says (the same as in other builders).
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// A cache key that is about another way of doing it.
 const FORMAT: u32 = 1;
 /// Where a script of a RUN and what belongs to the network stands.
@@ -259,6 +259,11 @@ impl Engine<'_, '_> {
             return Ok(false);
         }
         let Some(made): Option<Made> = self.workshop.recall(&self.step_name(key))? else { return Ok(false) };
+        self.add_made(made, chain)
+    }
+
+    /// Adds what was made before, if it is still there.
+    pub(super) fn add_made(&mut self, made: Made, chain: &mut Chain) -> Result<bool, BuildError> {
         if let Some(layer) = made.layer {
             let (Some(blob), Ok(diff_id)) = (self.workshop.blob(&layer)?, layer.diff_id.parse::<Digest>()) else {
                 return Ok(false);
@@ -391,6 +396,11 @@ impl Engine<'_, '_> {
         });
         forget(&mut diff, &chain.tree, targets);
         diff.changes.retain(|path, _| !is_dropped(path));
+        self.keep(chain, diff)
+    }
+
+    /// Makes a layer of `diff`, which came out of a sandbox, and adds it.
+    pub(super) fn keep(&mut self, chain: &mut Chain, diff: Diff) -> Result<Made, BuildError> {
         if diff.is_empty() {
             return Ok(Made { layer: None });
         }
@@ -411,7 +421,8 @@ impl Engine<'_, '_> {
         })?;
         let made =
             MadeLayer { diff_id: diff_id.to_string(), digest: layer.blob.digest.to_string(), size: layer.blob.size };
-        let diff = apply(&mut chain.tree, &file, layer_number, limits)?;
+        let number = chain.next();
+        let diff = apply(&mut chain.tree, &file, number, self.workshop.limits())?;
         chain.push(layer, diff);
         Ok(Made { layer: Some(made) })
     }
@@ -489,7 +500,7 @@ find /var/log -type f -delete
 ";
 
 /// What of an installation says when it was, and not what.
-fn is_trace(path: &str) -> bool {
+pub(super) fn is_trace(path: &str) -> bool {
     let parts = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
     parts("var/log")
         || parts("var/lib/apt/lists")

@@ -15,6 +15,7 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    form_service::run::init_process();
     let dir = tempfile::tempdir().unwrap();
     Bench { workshop: workshop(dir.path()), _dir: dir }
 }
@@ -189,8 +190,10 @@ fn what_cannot_start_or_cannot_be_had_fails_the_build_where_it_stands() {
     assert!(missing.contains("`nothing` is not there") && missing.contains("Formfile:2:6"), "{missing}");
     assert!(error("COPY --from=other/web /x /x").contains("not of the project default"));
     assert!(error("COPY --from=web /x /x").contains("there is no image `web` here"));
-    assert!(error("COPY --from=debian:bookworm /x /x").contains("form pack pull docker.io/library/debian:bookworm"));
-    assert!(error("COPY --from=example.com/web /x /x").contains("another registry"));
+    assert!(error("COPY --from=debian:bookworm /x /x").contains("--network host"));
+    assert!(error("COPY --from=debian:12 /x /x").contains("no suite"));
+    let refused = error("COPY --from=127.0.0.1:9/web /x /x");
+    assert!(refused.contains("cannot be had") && refused.contains("`registries`"), "{refused}");
 }
 
 #[test]

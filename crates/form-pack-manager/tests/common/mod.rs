@@ -212,6 +212,8 @@ fn spawn(dir: &std::path::Path) -> Child {
     tokio::process::Command::new(env!("CARGO_BIN_EXE_form-pack-manager"))
         .arg("--config")
         .arg(dir.join("config.toml"))
+        // For registries that the tests start.
+        .env("SSL_CERT_FILE", dir.join("certs/ca.crt"))
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .kill_on_drop(true)
