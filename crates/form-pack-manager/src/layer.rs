@@ -372,7 +372,8 @@ fn extension(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<u8>, LayerErro
     Ok(data)
 }
 
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+/// A name as old tars end it.
+pub(crate) fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     if let Some(end) = bytes.iter().position(|&b| b == 0) {
         bytes.truncate(end);
     }

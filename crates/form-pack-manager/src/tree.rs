@@ -74,10 +74,11 @@ impl Contents {
     }
 }
 
-struct Piece<'f> {
-    file: &'f File,
-    at: u64,
-    left: u64,
+/// The bytes of a file from `at` on, `left` of them; the file's own position stays where it is.
+pub(crate) struct Piece<'f> {
+    pub(crate) file: &'f File,
+    pub(crate) at: u64,
+    pub(crate) left: u64,
 }
 
 impl Read for Piece<'_> {

@@ -1,6 +1,7 @@
 //! `form pack lint` and `form pack fmt`: a Formfile is judged and laid out here, without a cloud.
 
 use std::io::IsTerminal as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use formfile::{Diagnostic, Severity};
@@ -45,7 +46,10 @@ pub(crate) fn format(args: cli::Layout) -> Result<(), Error> {
     if args.check {
         return Err(Error::Usage(format!("{}: not in the canonical form; run `form pack fmt`", path.display())));
     }
-    write(&path, canonical.as_bytes()).map_err(Error::file(&path))?;
+    // Where it really lies, and with the mode that it has.
+    let real = path.canonicalize().map_err(Error::file(&path))?;
+    let mode = real.metadata().map_err(Error::file(&path))?.permissions().mode();
+    form_service::file::replace(&real, canonical.as_bytes(), mode & 0o7777).map_err(Error::file(&path))?;
     say(path.display())
 }
 
@@ -80,17 +84,6 @@ fn read(path: &Path) -> Result<(PathBuf, Vec<u8>), Error> {
     let path = if path.is_dir() { path.join("Formfile") } else { path.to_owned() };
     let text = std::fs::read(&path).map_err(Error::file(&path))?;
     Ok((path, text))
-}
-
-/// Beside it, then in its place: whoever is killed meanwhile leaves a whole file.
-fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let path = path.canonicalize()?;
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/")))?;
-    std::io::Write::write_all(&mut file, text)?;
-    file.as_file().set_permissions(std::fs::metadata(&path)?.permissions())?;
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! | `state.json` | us | restarts, and how the last run ended |
 //! | `root.qcow2`, `config.raw` | us | the disks |
 //! | `qmp.sock`, `qemu.log` | QEMU | control, and last words |
-//! | `console.log`, `.1`, `.2` | the guest | its serial console, newest first; see [`crate::rotate`] for `console.next` |
+//! | `console.log`, `.1`, `.2` | the guest | its serial console, newest first; see rotate.rs for `console.next` |
 //! | `reports.jsonl` | the guest | [`form_guest::Report`]s of the current run |
 //!
 //! All of it is ours, and for us alone. QEMU, which runs as another user, opens none of it: it is given descriptors. So

@@ -1,13 +1,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use tar::EntryType;
 
-use crate::tree::{self, Contents, Kind, Tree};
+use crate::layer::until_nul;
+use crate::tree::{self, Contents, Kind, Piece, Tree};
 
 /// A build context: an index in memory, and the contents of its files in an unnamed scratch file.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ impl Context {
 
     /// Reads the contents of a file.
     pub fn open(&self, contents: Extent) -> impl Read + use<'_> {
-        ExtentReader { file: &self.spool, at: contents.offset, left: contents.len }
+        Piece { file: &self.spool, at: contents.offset, left: contents.len }
     }
 }
 
@@ -353,13 +353,6 @@ fn extension(entry: &mut tar::Entry<'_, impl Read>) -> Result<Vec<u8>, ContextEr
     Ok(data)
 }
 
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    if let Some(end) = bytes.iter().position(|&b| b == 0) {
-        bytes.truncate(end);
-    }
-    bytes
-}
-
 fn read_pax(data: &[u8], extensions: &mut Extensions) -> Result<(), ContextError> {
     for record in tar::PaxExtensions::new(data) {
         let record = record.map_err(ContextError::Read)?;
@@ -413,21 +406,5 @@ impl<W: Write> Write for Writing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-struct ExtentReader<'f> {
-    file: &'f File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for ExtentReader<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
-        let read = self.file.read_at(buf.get_mut(..most).unwrap_or_default(), self.at)?;
-        self.at = self.at.saturating_add(read as u64);
-        self.left = self.left.saturating_sub(read as u64);
-        Ok(read)
     }
 }
