@@ -61,6 +61,11 @@ fn an_image_goes_to_another_registry_and_comes_back_the_same() {
         let history = cloud.form(&["pack", "history", "copy:v2"]).done();
         assert!(history.contains("sha256:") && history.contains("KiB") || history.contains(" B"), "{history}");
 
+        // What came from elsewhere runs as what was built here.
+        let said = cloud.form(&["run", "default/copy:v2", "--name", "again", "--restart", "never"]).done();
+        assert!(said.contains("again has ended"), "{said}");
+        assert!(cloud.form(&["logs", "again"]).done().lines().any(|line| line == "hello"));
+
         // Wrong names, and what is not there, are told apart.
         let said = cloud.form(&["pack", "push", "greeter", "library/greeter"]).refused(2);
         assert!(said.contains("it names no registry"), "{said}");

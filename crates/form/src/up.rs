@@ -57,6 +57,12 @@ pub(crate) struct Config {
     pub(crate) console_kib: u32,
     /// The users that machines run as: the first and the last; nobody else's, and of this cloud alone.
     pub(crate) machine_uids: [u32; 2],
+    /// Where `FROM debian:SUITE` comes from.
+    pub(crate) debian_mirror: String,
+    /// `HOST[:PORT]` of the registries that a FROM may name though they are at addresses that are not public.
+    pub(crate) registries: Vec<String>,
+    /// `HOST[:PORT]` of those that are asked without TLS.
+    pub(crate) insecure_registries: Vec<String>,
     pub(crate) log: LogConfig,
 }
 
@@ -76,6 +82,9 @@ impl Default for Config {
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
             machine_uids: vmm_service::MACHINE_UIDS,
+            debian_mirror: form_pack_manager::Config::default().debian_mirror,
+            registries: Vec::new(),
+            insecure_registries: Vec::new(),
             log: LogConfig::default(),
         }
     }
@@ -105,6 +114,7 @@ impl form_service::Config for Config {
             return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
         vmm_service::check_machine_uids(self.machine_uids)?;
+        form_pack_manager::Config { debian_mirror: self.debian_mirror.clone(), ..Default::default() }.check()?;
         if self.bridge.is_empty() || self.bridge.len() > 15 {
             return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
         }
@@ -205,6 +215,9 @@ async fn run(context: form_service::Context<Config>) -> Result<(), UpError> {
         public_url: config.url(config.pack_port),
         state: endpoint.clone(),
         data_dir: config.dir("packages"),
+        debian_mirror: config.debian_mirror.clone(),
+        registries: config.registries.clone(),
+        insecure_registries: config.insecure_registries.clone(),
         ..Default::default()
     })?;
     let vmm = cloud.context(vmm_service::Config {
