@@ -32,7 +32,7 @@ pub struct Config {
     /// The first of the 65536 ids of the host that the root of RUN and its users are; for a builder that is root or has
     /// CAP_SETUID and CAP_SETGID. Nobody else may have them.
     pub first_id: u32,
-    /// Where `FROM debian:SUITE` comes from.
+    /// Where `FROM debian:SUITE` comes from; empty: from Debian's own servers, with the suite's security updates.
     pub debian_mirror: String,
     /// How long a Debian that was made for a project is taken again, seconds.
     pub debian_seconds: u64,
@@ -71,7 +71,7 @@ impl Default for Config {
             builds: 2,
             cache_mib: 20_480,
             first_id: 1_000_000,
-            debian_mirror: "http://deb.debian.org/debian".to_owned(),
+            debian_mirror: String::new(),
             debian_seconds: 7 * 86_400,
             registries: Vec::new(),
             insecure_registries: Vec::new(),
@@ -129,7 +129,7 @@ impl form_service::Config for Config {
         }
         let mirror = &self.debian_mirror;
         let is_url = mirror.starts_with("http://") || mirror.starts_with("https://");
-        if !is_url || mirror.contains(|c: char| !c.is_ascii_graphic()) {
+        if !(mirror.is_empty() || is_url) || mirror.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(format!("debian_mirror: {mirror:?} is no address that begins with http:// or https://"));
         }
         if self.builds == 0 {

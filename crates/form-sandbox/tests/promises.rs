@@ -390,21 +390,22 @@ fn a_tmpfs_and_a_directory_that_stays_are_mounted() {
             Mount::Tmpfs { target: "/scratch".to_owned(), bytes: 1 << 20 },
             Mount::Directory {
                 source: "cache".to_owned(),
-                target: "/root/.cache".to_owned(),
+                target: "/var/kept".to_owned(),
                 mode: 0o755,
                 uid: 3,
                 gid: 4,
             },
         ]
     };
-    let text = "busybox stat -c %u /root/.cache; echo kept > /root/.cache/a; busybox dd if=/dev/zero of=/scratch/x bs=1M count=4";
+    let text =
+        "busybox stat -c %u /var/kept; echo kept > /var/kept/a; busybox dd if=/dev/zero of=/scratch/x bs=1M count=4";
     let (outcome, output) = bench.run(Run { mounts: mounts(), ..script(text) });
     assert_eq!(outcome, Outcome::Exited(1), "{output}");
     assert!(output.starts_with("3\n") && output.contains("No space"), "{output}");
-    let (_, output) = bench.run(Run { mounts: mounts(), ..script("busybox cat /root/.cache/a; busybox ls /scratch") });
+    let (_, output) = bench.run(Run { mounts: mounts(), ..script("busybox cat /var/kept/a; busybox ls /scratch") });
     assert_eq!(output, "kept\n");
     assert!(
-        bench.changes().iter().all(|name| !name.contains("scratch/") && !name.contains(".cache/")),
+        bench.changes().iter().all(|name| !name.contains("scratch/") && !name.contains("kept/")),
         "{:?}",
         bench.changes()
     );

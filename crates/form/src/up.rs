@@ -57,7 +57,7 @@ pub(crate) struct Config {
     pub(crate) console_kib: u32,
     /// The users that machines run as: the first and the last; nobody else's, and of this cloud alone.
     pub(crate) machine_uids: [u32; 2],
-    /// Where `FROM debian:SUITE` comes from.
+    /// Where `FROM debian:SUITE` comes from; empty: from Debian's own servers, with the suite's security updates.
     pub(crate) debian_mirror: String,
     /// `HOST[:PORT]` of the registries that a FROM may name though they are at addresses that are not public.
     pub(crate) registries: Vec<String>,
@@ -82,7 +82,7 @@ impl Default for Config {
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
             machine_uids: vmm_service::MACHINE_UIDS,
-            debian_mirror: form_pack_manager::Config::default().debian_mirror,
+            debian_mirror: String::new(),
             registries: Vec::new(),
             insecure_registries: Vec::new(),
             log: LogConfig::default(),

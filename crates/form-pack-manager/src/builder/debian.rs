@@ -102,7 +102,7 @@ impl Engine<'_, '_> {
         let target = OUT.to_owned();
         mounts.push(Mount::Directory { source: out.clone(), target, mode: 0o755, uid: 0, gid: 0 });
         mounts.extend(DEVICES.map(|name| host(&format!("/dev/{name}"), format!("{OUT}/dev/{name}"))));
-        let command = [
+        let mut command = vec![
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
@@ -111,13 +111,13 @@ impl Engine<'_, '_> {
             "--skip=check/empty",
             suite,
             OUT,
-            mirror,
         ];
+        command.extend(Some(mirror).filter(|mirror| !mirror.is_empty()));
         let env = [("PATH", PATH), ("HOME", "/tmp"), ("LC_ALL", "C.UTF-8"), ("SOURCE_DATE_EPOCH", EPOCH)];
         let run = Run {
             lowers: vec![empty.name.clone()],
             work: work.clone(),
-            command: command.map(str::to_owned).to_vec(),
+            command: command.into_iter().map(str::to_owned).collect(),
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             uid: 0,
             gid: 0,
