@@ -125,4 +125,11 @@ impl State for Service {
             Identity::Service { .. } => Err(Status::internal("a token is never a service's")),
         }
     }
+
+    async fn join(
+        &self,
+        _: Request<form_types::v1::JoinRequest>,
+    ) -> Result<Response<form_types::v1::JoinResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
 }
