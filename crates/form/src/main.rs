@@ -9,8 +9,13 @@ mod error;
 mod files;
 mod formfile;
 mod init;
+mod invitation;
+mod join;
+mod joined;
+mod node;
 mod output;
 mod pack;
+mod peer;
 mod progress;
 mod registry;
 mod run;
@@ -22,7 +27,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::api::Api;
-use crate::cli::{Cli, Command, Token};
+use crate::cli::{Cli, Command, Net, Node, Token};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -52,6 +57,13 @@ fn main() -> ExitCode {
         Command::Logs(args) => client().and_then(|api| wait(|| verbs::logs(api, args))),
         Command::Instance(args) => client().and_then(|api| wait(|| verbs::instance(api, args))),
         Command::Pack(args) => wait(|| pack::pack(client, args)),
+        Command::Node(Node::Join(args)) => wait(|| join::join(args)),
+        Command::Node(Node::Invite(args)) => client().and_then(|api| wait(|| node::invite(api, args))),
+        Command::Node(Node::List { output }) => client().and_then(|api| wait(|| node::list(api, output.output))),
+        Command::Node(Node::Cordon { name }) => client().and_then(|api| wait(|| node::cordon(api, &name, true))),
+        Command::Node(Node::Uncordon { name }) => client().and_then(|api| wait(|| node::cordon(api, &name, false))),
+        Command::Node(Node::Remove { name }) => client().and_then(|api| wait(|| node::remove(api, &name))),
+        Command::Net(Net::Peer(args)) => client().and_then(|api| wait(|| peer::run(api, args))),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }
