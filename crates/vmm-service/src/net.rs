@@ -11,7 +11,6 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, new_connection};
 
 use crate::error::{Error, Result, system};
-use crate::sys;
 
 const TAG: &str = "formation:";
 /// The most taps that one instance can have.
@@ -92,18 +91,19 @@ impl Network {
             let name = name.clone();
             move |source| Error::Network { action, name, source }
         };
+        let owner = rustix::process::geteuid().as_raw();
         let Some(controller) = self.link(bridge).await? else {
             return Err(Error::NoBridge { name: bridge.to_owned() });
         };
         let link = match self.link(&name).await? {
             // Without an alias it is one that we were killed while making: nobody else has such names.
             Some(link) if alias(&link).is_none_or(|a| a.strip_prefix(TAG) == Some(uid)) => {
-                sys::ensure_tap(&name).map_err(system("take the tap"))?;
+                form_tap::ensure_tap(&name, owner).map_err(system("take the tap"))?;
                 link
             }
             Some(_) => return Err(Error::NameTaken { name }),
             None => {
-                sys::ensure_tap(&name).map_err(system("make a tap"))?;
+                form_tap::ensure_tap(&name, owner).map_err(system("make a tap"))?;
                 let link = self.link(&name).await?;
                 link.ok_or_else(|| Error::NameTaken { name: name.clone() })?
             }
