@@ -178,18 +178,22 @@ impl Links {
         Ok(self.link(name).await?.is_some())
     }
 
-    /// Makes `name` a WireGuard interface of the kernel's, or says that the kernel has none.
-    pub(crate) async fn ensure_wireguard(&self, name: &str) -> Result<bool> {
+    /// Makes `name` a WireGuard interface of the kernel's, or says that the kernel has none. `is_bare` is asked of one
+    /// that nobody's name is on: without a key it is one that we were killed while making.
+    pub(crate) async fn ensure_wireguard(&self, name: &str, is_bare: impl AsyncFnOnce() -> bool) -> Result<bool> {
         match self.link(name).await? {
             Some(link) if is(&link, &InfoKind::Wireguard) && is_mesh(&link) => return Ok(true),
+            Some(link) if is(&link, &InfoKind::Wireguard) && alias(&link).is_none() && is_bare().await => {}
             Some(_) => return Err(Error::NameTaken { name: name.to_owned() }),
-            None => {}
+            None => match self.handle.link().add(LinkWireguard::new(name).build()).execute().await {
+                Ok(()) => {}
+                Err(error) if errno(&error) == nix::libc::EOPNOTSUPP => return Ok(false),
+                Err(error) => return Err(network("make the WireGuard interface", name)(error)),
+            },
         }
-        match self.handle.link().add(LinkWireguard::new(name).build()).execute().await {
-            Ok(()) => Ok(true),
-            Err(error) if errno(&error) == nix::libc::EOPNOTSUPP => Ok(false),
-            Err(error) => Err(network("make the WireGuard interface", name)(error)),
-        }
+        let named = LinkUnspec::new_with_index(self.expect(name).await?.header.index);
+        self.set(named.append_extra_attribute(LinkAttribute::IfAlias(format!("{TAG}{MESH}"))), name).await?;
+        Ok(true)
     }
 
     pub(crate) async fn delete_wireguard(&self, name: &str) -> Result<()> {
@@ -286,9 +290,8 @@ fn is_ours(link: &LinkMessage) -> bool {
     alias(link).is_some_and(|alias| alias.starts_with(TAG))
 }
 
-/// Without an alias it is one that we were killed while making.
 fn is_mesh(link: &LinkMessage) -> bool {
-    alias(link).is_none_or(|alias| alias.strip_prefix(TAG) == Some(MESH))
+    alias(link).and_then(|alias| alias.strip_prefix(TAG)) == Some(MESH)
 }
 
 fn is(link: &LinkMessage, kind: &InfoKind) -> bool {

@@ -85,6 +85,9 @@ struct Known {
 
 /// For so long a session is good (the WireGuard paper, 6.1: REJECT_AFTER_TIME).
 const SESSION: Duration = Duration::from_secs(180);
+/// With a helper that neither ends nor answers.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl Tunnel {
     /// Makes `interface` what it should be: the kernel's if the kernel can, else with a helper. One that is there already
@@ -112,16 +115,10 @@ impl Tunnel {
         let links = Links::connect()?;
         let backend = if answers(interface) {
             Backend::Userspace
-        } else if links.ensure_wireguard(interface).await? {
+        } else if links.ensure_wireguard(interface, async || is_bare(interface).await).await? {
             Backend::Kernel
         } else {
-            let started = helper::start(program, interface).await;
-            // One that was started by a formnet before us may have been faster.
-            if let Err(message) = started
-                && !answers(interface)
-            {
-                return Err(Error::Helper { interface: interface.to_owned(), message });
-            }
+            start(program, interface).await?;
             Backend::Userspace
         };
         let tunnel = Self(Arc::new(Inner { interface: interface.to_owned(), backend, known: Mutex::default() }));
@@ -324,6 +321,31 @@ fn tidy(prefixes: &mut Vec<IpNet>) {
     }
     prefixes.sort_unstable();
     prefixes.dedup();
+}
+
+/// Starts a helper. There may be one that ends, or that a formnet before us started just now: then it is waited for.
+async fn start(program: &Path, interface: &str) -> Result<()> {
+    let failed = |message| Error::Helper { interface: interface.to_owned(), message };
+    let mut left = PATIENCE;
+    loop {
+        match helper::start(program, interface).await {
+            Ok(()) => return Ok(()),
+            Err(helper::Refused::Locked(message)) => {
+                left = left.checked_sub(PAUSE).ok_or_else(|| failed(message))?;
+            }
+            Err(helper::Refused::Failed(message)) => return Err(failed(message)),
+        }
+        tokio::time::sleep(PAUSE).await;
+        if answers(interface) {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether a WireGuard interface of the kernel's has no key yet.
+async fn is_bare(interface: &str) -> bool {
+    let name = interface.to_owned();
+    blocking(move || Ok(kernel::is_bare(&name).unwrap_or(false))).await.unwrap_or(false)
 }
 
 fn answers(interface: &str) -> bool {

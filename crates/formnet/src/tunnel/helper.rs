@@ -28,6 +28,7 @@ use super::uapi;
 /// The first argument of the program that is a tunnel and not what it else is.
 const HELPER: &str = "formnet-tunnel";
 const READY: &str = "ready";
+const LOCKED: &str = "another tunnel has";
 /// Of a panic, for whoever starts the next one.
 const MOST_WORDS: usize = 400;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,11 +54,22 @@ pub fn entry() {
     std::process::exit(code);
 }
 
+/// Why there is no new helper, in its words.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// There is another one.
+    Locked(String),
+    Failed(String),
+}
+
+impl From<String> for Refused {
+    fn from(words: String) -> Self {
+        Self::Failed(words)
+    }
+}
+
 /// Starts the helper, and returns when its socket answers.
-///
-/// # Errors
-/// The helper's last words.
-pub(super) async fn start(program: &Path, interface: &str) -> Result<(), String> {
+pub(super) async fn start(program: &Path, interface: &str) -> Result<(), Refused> {
     let last = uapi::path(interface, "panic");
     if let Ok(words) = std::fs::read_to_string(&last) {
         tracing::warn!(interface, words, "the tunnel before this one ended by a panic");
@@ -77,8 +89,11 @@ pub(super) async fn start(program: &Path, interface: &str) -> Result<(), String>
     // The runtime waits for a child that is dropped, so it leaves no zombie.
     match said.as_str() {
         READY => Ok(()),
-        "" => Err(format!("{} did not become the tunnel; does its main call tunnel::entry()?", program.display())),
-        _ => Err(said),
+        "" => {
+            Err(format!("{} did not become the tunnel; does its main call tunnel::entry()?", program.display()).into())
+        }
+        _ if said.starts_with(LOCKED) => Err(Refused::Locked(said)),
+        _ => Err(said.into()),
     }
 }
 
@@ -116,12 +131,12 @@ fn config() -> DeviceConfig {
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let number: Option<i32> = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        // One of them is the listing itself, and is closed already when it is its turn.
-        if let Some(descriptor) = number.filter(|number| *number > 2) {
-            let _ = nix::unistd::close(descriptor);
-        }
+    let names = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<io::Result<Vec<_>>>()?;
+    let numbers = names.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    for descriptor in numbers.filter(|number| *number > 2) {
+        // One of them was the listing itself, and is closed already.
+        let _ = nix::unistd::close(descriptor);
     }
     // Its memory has the key.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
@@ -136,6 +151,6 @@ fn lock(interface: &str) -> io::Result<File> {
     let path = uapi::path(interface, "lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| io::Error::other(format!("another tunnel has {}: {error}", path.display())))?;
+        .map_err(|error| io::Error::other(format!("{LOCKED} {}: {error}", path.display())))?;
     Ok(file)
 }

@@ -30,6 +30,12 @@ pub(super) fn get(interface: &str) -> Result<Said> {
     Ok(Said { listen_port: host.listen_port, peers: peers.collect() })
 }
 
+/// Whether nobody gave it a key yet.
+pub(super) fn is_bare(interface: &str) -> Result<bool> {
+    let none = |key: &Key| key.as_slice().iter().all(|byte| *byte == 0);
+    Ok(api(interface)?.read_interface_data()?.private_key.as_ref().is_none_or(none))
+}
+
 /// Nothing happens if they are so already: the library's one way to set them drops peers and addresses, which are put
 /// back here.
 pub(super) fn set_device(interface: &str, key: &PrivateKey, port: Option<u16>, addresses: &[IpNet]) -> Result<()> {
