@@ -23,7 +23,7 @@ use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
 use crate::error::file;
-use crate::{Host, Phase, Vm, open_all, sys};
+use crate::{Host, Phase, Vm, open_all};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -46,7 +46,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     context.health.wait_for(node::NODE, "form-state has not heard yet that it is ready");
     let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
     // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
-    sys::open_tun().map_err(file("open", sys::TUN))?;
+    form_tap::open_tun().map_err(file("open", form_tap::TUN))?;
     let tls = context.identity.server()?;
     let listener =
         TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
