@@ -104,6 +104,12 @@ pub enum Error {
         /// Which.
         what: &'static str,
     },
+    /// Of a change that was made together with others.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Error>),
+    /// The task that talks to the kernel has ended.
+    #[error("formnet is stopping")]
+    Stopped,
     /// A name that is no name of an interface.
     #[error("{name:?} is no name of an interface: at most 15 letters, digits, dots and dashes")]
     Name {

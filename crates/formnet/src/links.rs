@@ -163,6 +163,19 @@ impl Links {
         Ok(objects)
     }
 
+    /// Deletes what [`Links::objects`] listed; a tunnel is [`Tunnel::down`](crate::tunnel::Tunnel::down)'s to delete.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn delete_object(&self, object: &KernelObject) -> Result<()> {
+        match (object.kind, object.owner.strip_prefix(INSTANCE), object.name.parse()) {
+            ("bridge", ..) => self.delete_bridge(&object.name).await,
+            ("tap", Some(uid), _) => self.delete_tap(uid).await,
+            ("route", _, Ok(to)) => self.delete_route(to).await,
+            _ => Ok(()),
+        }
+    }
+
     /// An item whenever links, addresses or routes changed, whoever changed them.
     ///
     /// # Errors

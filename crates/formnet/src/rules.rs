@@ -117,6 +117,8 @@ impl Rules {
     }
 }
 
+/// Our tables.
+pub(crate) const TABLES: [&str; 2] = ["bridge formation", "inet formation"];
 /// Callers that may wait; the next one waits to be let in.
 const QUEUE: usize = 64;
 

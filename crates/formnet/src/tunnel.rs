@@ -30,6 +30,16 @@ pub enum Backend {
     Userspace,
 }
 
+impl Backend {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Kernel => "kernel",
+            Backend::Userspace => "userspace",
+        }
+    }
+}
+
 /// What is wanted of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelPeer {
