@@ -96,7 +96,7 @@ impl Rules {
     pub async fn remove() -> Result<()> {
         let script = "add table inet formation\ndelete table inet formation\n\
                       add table bridge formation\ndelete table bridge formation\n";
-        nft::run("remove the rules", &[], script).await.map(drop)
+        nft::run("remove the rules", nft::SCRIPT, script).await.map(drop)
     }
 
     /// An item whenever somebody else changed something of nftables.
@@ -181,20 +181,24 @@ async fn install(ranges: &Ranges) -> Result<String> {
         "define cluster4 = {cluster4}\ndefine cluster6 = {cluster6}\n\
          define own4 = {own4}\ndefine own6 = {own6}\ndefine mesh = \"{mesh}\"\n"
     );
-    nft::run("install the rules", &[], &(definitions + include_str!("rules/rules.nft"))).await?;
+    nft::run("install the rules", nft::SCRIPT, &(definitions + include_str!("rules/rules.nft"))).await?;
     show().await
 }
 
 /// All of our tables but what sets hold. A rule has a number that no other ever gets, so equal text means the same rules.
 async fn show() -> Result<String> {
-    let script = "list table bridge formation\nlist table inet formation\n";
-    nft::run("list the rules", &["--terse", "--handle", "--numeric"], script).await
+    list("list the rules", &["--terse", "--handle", "--numeric"]).await.map(|shown| shown.concat())
+}
+
+/// Both tables, each by an nft of its own: one that is asked for two families looks into the last one only (1.0.6).
+async fn list(action: &'static str, arguments: &[&str]) -> Result<[String; 2]> {
+    let table = |family| [arguments, &["list", "table", family, "formation"]].concat();
+    Ok([nft::run(action, &table("inet"), "").await?, nft::run(action, &table("bridge"), "").await?])
 }
 
 async fn elements() -> Result<HashSet<Element>> {
     let mut found = HashSet::new();
-    for script in ["list table inet formation\n", "list table bridge formation\n"] {
-        let text = nft::run("list what the sets hold", &["--json", "--numeric"], script).await?;
+    for text in list("list what the sets hold", &["--json", "--numeric"]).await? {
         let listing = serde_json::from_str(&text)
             .map_err(|error| Error::Nft { action: "list what the sets hold", message: error.to_string() })?;
         found.extend(element::parse(&listing));
@@ -204,7 +208,7 @@ async fn elements() -> Result<HashSet<Element>> {
 
 async fn commit(changes: &[Change], waiting: Vec<oneshot::Sender<Result<()>>>) {
     let together = match script(changes) {
-        Ok(script) => nft::run("change the sets", &[], &script).await,
+        Ok(script) => nft::run("change the sets", nft::SCRIPT, &script).await,
         Err(error) => Err(error),
     };
     for (change, done) in changes.iter().zip(waiting) {
@@ -249,5 +253,5 @@ async fn exactly(change: &Change) -> Result<()> {
     let mut script = String::new();
     remove.write("delete", &mut script);
     add.write("add", &mut script);
-    nft::run("change the sets", &[], &script).await.map(drop)
+    nft::run("change the sets", nft::SCRIPT, &script).await.map(drop)
 }

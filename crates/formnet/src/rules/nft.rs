@@ -15,12 +15,15 @@ const REMEMBERED: usize = 32;
 /// Of what nft says when it refuses: it repeats every line it did not like.
 const LAST_WORDS: usize = 600;
 
-/// Applies `script` and returns what nft printed.
+/// The arguments with which nft applies a script. (It would not print a list that a script asks for as JSON.)
+pub(super) const SCRIPT: &[&str] = &["-f", "-"];
+
+/// Runs nft with `script` for its input, and returns what it printed.
 pub(super) async fn run(action: &'static str, arguments: &[&str], script: &str) -> Result<String> {
     let failed = |message: String| Error::Nft { action, message };
     let io = |error: std::io::Error| failed(error.to_string());
     let mut command = Command::new("nft");
-    command.args(arguments).args(["-f", "-"]).env("LC_ALL", "C").kill_on_drop(true);
+    command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = {
         // Held while the process starts, and it starts before it changes anything: so it is known before it is heard of.
