@@ -32,7 +32,7 @@ impl Mesh {
             }
             let address = mesh.places[node].address().to_string();
             let init = Command::new(form())
-                .args(["init", "--node", &Self::name(node), "--address", &address, "--dir"])
+                .args(["init", "--node", &Self::name(node), "--address", &address])
                 .arg(&home)
                 .output();
             Said::new("form init".into(), init.expect("form")).done();
@@ -40,6 +40,10 @@ impl Mesh {
         mesh.start_state();
         for node in 0..mesh.places.len() {
             mesh.start(node);
+        }
+        for node in 0..mesh.places.len() {
+            let words = ["get", "node", &Self::name(node), "-o", "json"];
+            eventually("the node has its prefixes", || (mesh.form(&words).code == Some(0)).then_some(()));
         }
         mesh
     }

@@ -209,6 +209,14 @@ impl Links {
         Ok(true)
     }
 
+    /// Deletes the interface of a userspace tunnel whose process does not answer. What is left of the process ends with it.
+    pub(crate) async fn delete_dead_tunnel(&self, name: &str) -> Result<()> {
+        match self.link(name).await? {
+            Some(link) if is(&link, &InfoKind::Tun) && is_mesh(&link) => self.delete_wireguard(name).await,
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) async fn delete_wireguard(&self, name: &str) -> Result<()> {
         self.delete(name, |link| (is(link, &InfoKind::Wireguard) || is(link, &InfoKind::Tun)) && is_mesh(link)).await
     }

@@ -123,7 +123,11 @@ impl Tunnel {
     ) -> Result<Self> {
         check_name(interface)?;
         let links = Links::connect()?;
-        let backend = if answers(interface) {
+        let answers = answers(interface);
+        if !answers {
+            links.delete_dead_tunnel(interface).await?;
+        }
+        let backend = if answers {
             Backend::Userspace
         } else if links.ensure_wireguard(interface, async || is_bare(interface).await).await? {
             Backend::Kernel

@@ -64,7 +64,7 @@ impl Node {
             ..Default::default()
         })?;
         let dns = self.context(form_dns::Config {
-            listen: vec![self.at(config.dns_port)],
+            listen: self.names(config.dns_port),
             admin: self.at(config.dns_admin_port),
             zone: self.zone.clone(),
             state: self.state.clone(),
@@ -88,6 +88,13 @@ impl Node {
         let (node, state, port) = (self.name.clone(), self.state.clone(), config.dns_port);
         services.add(dns, move |dns| names(node, state, port, dns));
         Ok(())
+    }
+
+    /// Where names are asked for: where the others find this machine, and on it.
+    fn names(&self, port: u16) -> Vec<SocketAddr> {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let there = Some(self.at(port)).filter(|there| *there != here);
+        there.into_iter().chain([here]).collect()
     }
 
     pub(super) fn at(&self, port: u16) -> SocketAddr {

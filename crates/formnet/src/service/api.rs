@@ -83,10 +83,14 @@ impl Api {
 }
 
 impl Mesh {
-    async fn peers(&self) -> Result<Vec<PeerView>, Problem> {
-        let states = self.plane.peers().await.map_err(failed)?;
+    /// All that there should be, and, where WireGuard does not say what there is, why not.
+    async fn peers(&self) -> (Vec<PeerView>, Option<String>) {
+        let (states, trouble) = match self.plane.peers().await {
+            Ok(states) => (states, None),
+            Err(error) => (Vec::new(), Some(chain(&error))),
+        };
         let probed = self.endpoints.all();
-        Ok(self.plane.view(|view| explain::peers(view, &states, &probed, SystemTime::now())))
+        (self.plane.view(|view| explain::peers(view, &states, &probed, SystemTime::now())), trouble)
     }
 
     async fn objects(&self) -> Result<Vec<ObjectView>, Problem> {
@@ -106,14 +110,14 @@ impl Mesh {
 
 async fn mesh(State(api): State<Api>, headers: HeaderMap) -> Result<Json<MeshView>, Problem> {
     let mesh = api.open(&headers, Access::Read).await?;
-    let peers = mesh.peers().await?;
+    let (peers, trouble) = mesh.peers().await;
     Ok(Json(mesh.plane.view(|view| MeshView {
         node: mesh.config.node.clone(),
         interface: mesh.config.interface.clone(),
         backend: view.backend.to_owned(),
         mtu: view.mtu,
         repairs: view.repairs,
-        trouble: view.trouble.clone(),
+        trouble: trouble.or(view.trouble.clone()),
         peers,
     })))
 }
@@ -172,7 +176,7 @@ async fn trace(
 ) -> Result<Json<Vec<StepView>>, Problem> {
     let mesh = api.open(&headers, Access::Read).await?;
     let Query(TraceQuery { from, to }) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let peers = mesh.peers().await?;
+    let (peers, _) = mesh.peers().await;
     let names = mesh.objects().await?.into_iter().map(|object| object.name).collect();
     Ok(Json(mesh.plane.view(|view| explain::trace(view, &peers, &names, from, to))))
 }

@@ -51,7 +51,8 @@ impl Controller for Instances {
             self.plane.set(owner(&name.project, &name.name), None).await?;
             return Ok(Action::Wait);
         };
-        let instance = self.with_addresses(instance).await?;
+        // Changed or gone meanwhile: that news is on its way, and brings us back.
+        let Some(instance) = self.with_addresses(instance).await? else { return Ok(Action::Wait) };
         let share = self.here.share(&instance);
         self.known.put(instance.clone()).await;
         self.plane.set(owner(&name.project, &name.name), Some(share)).await?;
@@ -69,10 +70,10 @@ impl Controller for Instances {
 
 impl Instances {
     /// The instance with addresses of this node, if it is placed here: they are claimed in the store before anything has
-    /// them.
-    async fn with_addresses(&self, mut instance: Instance) -> Result<Instance, ControlError> {
+    /// them. `None`: it is not as it was.
+    async fn with_addresses(&self, mut instance: Instance) -> Result<Option<Instance>, ControlError> {
         if !self.here.has(&instance) || instance.is_being_deleted() || self.here.addressed(&instance.status) {
-            return Ok(instance);
+            return Ok(Some(instance));
         }
         let numbers = self.here.addresses.numbers();
         for _ in numbers.clone() {
@@ -85,7 +86,8 @@ impl Instances {
             instance.status.interface = None;
             match self.client.update_status(instance.clone()).await {
                 Err(form_client::Error::AlreadyExists(_)) => {}
-                result => return Ok(result?),
+                Err(form_client::Error::Conflict(_) | form_client::Error::NotFound(_)) => return Ok(None),
+                result => return Ok(Some(result?)),
             }
         }
         Err(ControlError::NoAddress)
