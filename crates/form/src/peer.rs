@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use data_encoding::BASE64;
 use form_service::secret::Secret;
 use form_types::v1::PeerSpec;
-use form_types::{Kind as _, Object, kinds, timestamp, validate};
+use form_types::{Kind as _, Object, from_now, kinds, validate};
 use ipnet::IpNet;
 use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
@@ -52,7 +52,7 @@ async fn add(api: Api, args: cli::PeerAdd) -> Result<(), Error> {
     let spec = PeerSpec {
         public_key,
         network: args.network.unwrap_or_default(),
-        expires_at: args.expires.map(|span| timestamp(std::time::SystemTime::now() + span)),
+        expires_at: args.expires.map(from_now),
         description: args.description,
     };
     let peer = Peer::new(&args.project.project, &args.name, spec);
