@@ -537,9 +537,53 @@ pub(crate) struct NodeJoin {
 
 #[derive(Subcommand)]
 pub(crate) enum Net {
+    /// Who is there, by which endpoint, how long ago, RTT and loss; and where somebody is not, why not
+    Status(NetStatus),
+    /// Send probes through the mesh to a node, from another or from all others
+    Ping(NetPing),
+    /// Follow a packet's way from one instance or address to another, and say where it ends
+    Trace(NetTrace),
+    /// Check every node and every way between two of them, with packets as large as the mesh takes
+    Doctor,
+    /// List what formnet made in the kernels of the nodes
+    Ls(NetStatus),
     /// Machines outside of the cluster, a laptop for example, that are let into one of its networks
     #[command(subcommand)]
     Peer(Peer),
+}
+
+#[derive(Args)]
+pub(crate) struct NetStatus {
+    /// One node's end of it [default: every node's]
+    pub(crate) node: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct NetPing {
+    /// The node that is to answer
+    pub(crate) node: String,
+    /// The node that asks [default: every other]
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// How many probes
+    #[arg(long, short, default_value_t = 3)]
+    pub(crate) count: usize,
+    /// How large a packet is, with its headers, bytes
+    #[arg(long, short, default_value_t = 64)]
+    pub(crate) size: usize,
+}
+
+#[derive(Args)]
+pub(crate) struct NetTrace {
+    /// An instance, as NAME or PROJECT/NAME, or an address
+    pub(crate) from: String,
+    /// The same
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) project: InProject,
 }
 
 #[derive(Subcommand)]

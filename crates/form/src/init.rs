@@ -14,11 +14,12 @@ use crate::cli;
 use crate::error::Error;
 use crate::output::say;
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     form_state::Config::SERVICE,
     form_dns::Config::SERVICE,
     form_pack_manager::Config::SERVICE,
     vmm_service::Config::SERVICE,
+    formnet::Config::SERVICE,
 ];
 
 /// Makes the CA where there is none, and an identity for each service that has none: so that it can be called again.

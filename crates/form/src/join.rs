@@ -25,7 +25,7 @@ use crate::{cli, up};
 
 /// What a node may run; form-pack-manager only the first does yet.
 const SERVICES: [&str; 4] =
-    [vmm_service::Config::SERVICE, form_dns::Config::SERVICE, form_pack_manager::Config::SERVICE, "formnet"];
+    [vmm_service::Config::SERVICE, form_dns::Config::SERVICE, form_pack_manager::Config::SERVICE, formnet::Config::SERVICE];
 
 pub(crate) async fn join(args: cli::NodeJoin) -> Result<(), Error> {
     form_service::run::init_process();

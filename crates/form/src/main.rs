@@ -12,6 +12,7 @@ mod init;
 mod invitation;
 mod join;
 mod joined;
+mod mesh;
 mod node;
 mod output;
 mod pack;
@@ -34,6 +35,8 @@ use crate::error::Error;
 fn main() -> ExitCode {
     // `form up` builds packages; as one step of a build it is another program.
     form_sandbox::entry();
+    // And where the kernel has no WireGuard, the mesh is another, too.
+    formnet::entry();
     let Cli { context, command } = Cli::parse();
     let client = || -> Result<Api, Error> {
         form_service::run::init_process();
@@ -64,6 +67,11 @@ fn main() -> ExitCode {
         Command::Node(Node::Uncordon { name }) => client().and_then(|api| wait(|| node::cordon(api, &name, false))),
         Command::Node(Node::Remove { name }) => client().and_then(|api| wait(|| node::remove(api, &name))),
         Command::Net(Net::Peer(args)) => client().and_then(|api| wait(|| peer::run(api, args))),
+        Command::Net(Net::Status(args)) => client().and_then(|api| wait(|| mesh::status(api, args))),
+        Command::Net(Net::Ping(args)) => client().and_then(|api| wait(|| mesh::ping(api, args))),
+        Command::Net(Net::Trace(args)) => client().and_then(|api| wait(|| mesh::trace(api, args))),
+        Command::Net(Net::Doctor) => client().and_then(|api| wait(|| mesh::doctor(api))),
+        Command::Net(Net::Ls(args)) => client().and_then(|api| wait(|| mesh::ls(api, args))),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }

@@ -45,6 +45,17 @@ struct Column {
 }
 
 fn table(kind: &KindInfo, items: &[Value], wide: bool) -> String {
+    let columns: Vec<Column> = columns(kind).into_iter().filter(|column| wide || !column.wide).collect();
+    let titles: Vec<&str> = columns.iter().map(|column| column.title).collect();
+    let mut table = text_table(&titles);
+    for item in items {
+        table.add_row(columns.iter().map(|column| (column.text)(item)));
+    }
+    plain(table)
+}
+
+/// A table of text, with these headings.
+pub(crate) fn text_table(titles: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_content_arrangement(if std::io::stdout().is_terminal() {
@@ -52,11 +63,12 @@ fn table(kind: &KindInfo, items: &[Value], wide: bool) -> String {
     } else {
         ContentArrangement::Disabled
     });
-    let columns: Vec<Column> = columns(kind).into_iter().filter(|column| wide || !column.wide).collect();
-    table.set_header(columns.iter().map(|column| column.title));
-    for item in items {
-        table.add_row(columns.iter().map(|column| (column.text)(item)));
-    }
+    table.set_header(titles);
+    table
+}
+
+/// The table without frames, and without blanks at the ends of lines.
+pub(crate) fn plain(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

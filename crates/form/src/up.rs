@@ -9,6 +9,7 @@
 //!                    and an admin's token
 //!
 //!   both: DATA/machines/   vmm-service         DATA/kernel/       what guests boot
+//!         DATA/network/    formnet
 //!         DATA/form.lock   held while it is up; the holder's process id is in it
 //! ```
 //!
@@ -82,6 +83,8 @@ pub(crate) enum UpError {
     Pack(#[from] form_pack_manager::RunError),
     #[error(transparent)]
     Vmm(#[from] vmm_service::RunError),
+    #[error(transparent)]
+    Net(#[from] formnet::RunError),
     #[error("a service stopped in a way that it should not")]
     Panicked(#[source] JoinError),
 }

@@ -24,8 +24,13 @@ pub(crate) struct Config {
     pub(crate) pack_port: u16,
     pub(crate) dns_admin_port: u16,
     pub(crate) dns_port: u16,
-    /// The bridge that instances are on.
-    pub(crate) bridge: String,
+    /// formnet: how the mesh is, and WireGuard's port, UDP.
+    pub(crate) net_port: u16,
+    pub(crate) mesh_port: u16,
+    /// Where others reach the latter from outside, where that is no address of this machine's own.
+    pub(crate) mesh_endpoints: Vec<SocketAddr>,
+    /// The largest packet of the mesh, bytes; 0: what the links leave.
+    pub(crate) mesh_mtu: u32,
     pub(crate) zone: String,
     /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
     pub(crate) console_kib: u32,
@@ -52,7 +57,10 @@ impl Default for Config {
             pack_port: 3003,
             dns_admin_port: 3005,
             dns_port: 53,
-            bridge: "form0".to_owned(),
+            net_port: 3001,
+            mesh_port: 51820,
+            mesh_endpoints: Vec::new(),
+            mesh_mtu: 0,
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
             machine_uids: vmm_service::MACHINE_UIDS,
@@ -89,10 +97,9 @@ impl form_service::Config for Config {
         }
         vmm_service::check_machine_uids(self.machine_uids)?;
         form_pack_manager::Config { debian_mirror: self.debian_mirror.clone(), ..Default::default() }.check()?;
-        if self.bridge.is_empty() || self.bridge.len() > 15 {
-            return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
-        }
-        Ok(())
+        let mesh = formnet::Config { port: self.mesh_port, mtu: self.mesh_mtu, ..Default::default() };
+        // The keys have another name here, and the sentence after it is the same.
+        mesh.check().map_err(|sentence| format!("mesh_{sentence}"))
     }
 }
 

@@ -41,7 +41,10 @@ pub(crate) async fn down(flags: cli::Down) -> Result<(), Error> {
     if flags.machines {
         let stopped = vmm_service::stop_all(&config.data_dir.join("machines"), &config.guest_dir).await;
         let stopped = stopped.map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
-        return say(format_args!("the cloud is down; machines stopped: {stopped}"));
+        // Nobody is left who uses the network.
+        let interface = formnet::Config::default().interface;
+        formnet::down(&interface).await.map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
+        return say(format_args!("the cloud is down, and its network; machines stopped: {stopped}"));
     }
     let instances = std::fs::read_dir(config.data_dir.join("machines/instances"));
     let some = instances.is_ok_and(|mut instances| instances.next().is_some());

@@ -58,7 +58,6 @@ impl Node {
             node: self.name.clone(),
             data_dir: config.dir("machines"),
             guest_dir: config.guest_dir.clone(),
-            bridge: config.bridge.clone(),
             zone: self.zone.clone(),
             console_kib: config.console_kib,
             machine_uids: config.machine_uids,
@@ -71,10 +70,23 @@ impl Node {
             state: self.state.clone(),
             ..Default::default()
         })?;
+        // Where this machine is known by an address, it is reached there first.
+        let own = Some(SocketAddr::new(self.address, config.mesh_port)).filter(|own| !own.ip().is_loopback());
+        let net = self.context(formnet::Config {
+            listen: self.at(config.net_port),
+            public_url: format!("https://{}", self.at(config.net_port)),
+            state: self.state.clone(),
+            node: self.name.clone(),
+            data_dir: config.dir("network"),
+            port: config.mesh_port,
+            endpoints: config.mesh_endpoints.iter().copied().chain(own).collect(),
+            mtu: config.mesh_mtu,
+            ..Default::default()
+        })?;
+        services.add(net, formnet::run);
         services.add(vmm, vmm_service::run);
         let (node, state, port) = (self.name.clone(), self.state.clone(), config.dns_port);
         services.add(dns, move |dns| names(node, state, port, dns));
-        // formnet is started here, and nowhere else.
         Ok(())
     }
 
@@ -141,7 +153,7 @@ async fn names(node: String, state: Endpoint, port: u16, mut dns: Context<form_d
         }
     };
     let mut config = form_dns::Config::clone(&dns.config.borrow());
-    config.listen.extend(vmm_service::gateways(&spec).into_iter().map(|ip| SocketAddr::new(ip, port)));
+    config.listen.extend(formnet::gateways(&spec).into_iter().map(|ip| SocketAddr::new(ip, port)));
     dns.config = fixed(config);
     Ok(form_dns::run(dns).await?)
 }
