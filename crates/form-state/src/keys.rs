@@ -7,6 +7,7 @@
 //!   jointoken/<name>                     the same of a JoinToken's
 //!   joined/<name of a JoinToken>         what used it: the hash of its keys, and its Node's uid
 //!   removed/<node>                       when the node was removed: its certificates from before count no more
+//!   placed/<node>                        written with every placement there: it and the node's removal are about one another
 //!   presence/<node>                      hangs on the lease of the node's vmm-service
 //!   idempotency/<who>/<hash>             what a creation with this Idempotency-Key made
 //!   cluster/…                            what was decided once
@@ -45,6 +46,10 @@ pub(crate) fn joined(join_token: &str) -> String {
 
 pub(crate) fn removed(node: &str) -> String {
     format!("{REMOVED}{node}")
+}
+
+pub(crate) fn placed(node: &str) -> String {
+    format!("placed/{node}")
 }
 
 pub(crate) fn presence(node: &str) -> String {

@@ -312,3 +312,33 @@ async fn a_port_of_a_node_is_one_instances() {
     assert_eq!(until("fourth", "Placed").await.status.node, "one");
     assert_eq!(first.status.node, "one");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_instance_is_placed_on_a_node_that_is_gone_however_the_two_race() {
+    let cloud = Cloud::start().await;
+    let admin = cloud.admin();
+    ready_package(&cloud, 64).await;
+    let watcher = cloud.service("formnet", "one");
+    for round in 0..30 {
+        let (node, instance) = (format!("n{round}"), format!("i{round}"));
+        let (vmm, _lease) = ready_node(&cloud, &node, 1024, LONG).await;
+        let address = format!("/v1/nodes/{node}");
+        let (made, removed) = tokio::join!(admin.post(INSTANCES, publishing(&instance, json!([]))), async {
+            // The scheduler is about to place it.
+            until::<kinds::Instance>(&watcher, &instance, "default", |it| it.is_some()).await;
+            admin.delete(&address).await
+        });
+        made.ok();
+        let placed = watcher.get::<kinds::Instance>("default", &instance).await.unwrap();
+        if removed.status == 200 {
+            let waits = |it: Option<&Object<kinds::Instance>>| it.is_some_and(|it| it.status.reason == "NoRoom");
+            until::<kinds::Instance>(&watcher, &instance, "default", waits).await;
+            admin.delete(&format!("{INSTANCES}/{instance}")).await.ok();
+        } else {
+            assert_eq!((removed.status, placed.status.node.as_str()), (409, node.as_str()), "{removed:?}");
+            admin.delete(&format!("{INSTANCES}/{instance}")).await.ok();
+            vmm.finalize::<kinds::Instance>(&placed.meta).await.unwrap();
+            admin.delete(&address).await.ok();
+        }
+    }
+}

@@ -34,7 +34,7 @@ someone else; 5 not allowed; 6 the cloud cannot be reached, or not now.";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run the whole cloud on this machine, in one process, until it is stopped
+    /// Run the whole cloud on this machine, or its part of the one that it joined, in one process, until it is stopped
     Up(Up),
     /// Make the identities of services that run as processes of their own, in containers for example
     Init(Init),
@@ -527,8 +527,12 @@ pub(crate) struct NodeJoin {
     /// This node's name [default: the one it was invited by, or else the host's]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    #[command(flatten)]
-    pub(crate) up: Up,
+    /// Where everything of the node is kept [default: what form up is configured with, else /var/lib/formation]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The configuration file of form up [default: /etc/formation/form-up/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]

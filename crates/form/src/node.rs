@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use form_client::Endpoint;
 use form_service::Problem;
-use form_types::{Kind as _, Object, kinds, timestamp};
+use form_types::{Kind as _, Object, from_now, kinds};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -30,7 +30,7 @@ pub(crate) async fn invite(api: Api, args: cli::Invite) -> Result<(), Error> {
     let node = args.name.unwrap_or_default();
     let stem = if node.is_empty() { "node" } else { &node };
     let name = format!("{}-{}", stem.get(..54).unwrap_or(stem), random.get(..8).unwrap_or_default());
-    let ends = timestamp(std::time::SystemTime::now() + args.expires).to_string();
+    let ends = from_now(args.expires).to_string();
     let mut spec = json!({"expires_at": ends});
     if let (false, Some(fields)) = (node.is_empty(), spec.as_object_mut()) {
         fields.insert("node".to_owned(), node.into());

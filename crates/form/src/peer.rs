@@ -9,10 +9,11 @@ use std::net::IpAddr;
 use data_encoding::BASE64;
 use form_service::secret::Secret;
 use form_types::v1::PeerSpec;
-use form_types::{Kind as _, Object, kinds, timestamp, validate};
+use form_types::{Kind as _, Object, from_now, kinds, validate};
 use ipnet::IpNet;
 use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
+use qrcode::types::QrError;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::api::Api;
@@ -52,7 +53,7 @@ async fn add(api: Api, args: cli::PeerAdd) -> Result<(), Error> {
     let spec = PeerSpec {
         public_key,
         network: args.network.unwrap_or_default(),
-        expires_at: args.expires.map(|span| timestamp(std::time::SystemTime::now() + span)),
+        expires_at: args.expires.map(from_now),
         description: args.description,
     };
     let peer = Peer::new(&args.project.project, &args.name, spec);
@@ -69,7 +70,7 @@ async fn add(api: Api, args: cli::PeerAdd) -> Result<(), Error> {
         );
     } else if private.is_some() && std::io::stderr().is_terminal() {
         // A code of a file whose key is missing would be of no use.
-        picture(text.reveal());
+        tell(picture(text.reveal()).unwrap_or_else(|error| format!("it is too long for a picture: {error}")));
     }
     Ok(())
 }
@@ -132,12 +133,10 @@ fn gateways(node: &Node) -> Vec<String> {
 }
 
 /// For the camera of a telephone.
-fn picture(text: &str) {
-    match QrCode::new(text.as_bytes()) {
-        // Light and dark change places: most terminals are dark.
-        Ok(code) => tell(code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build()),
-        Err(error) => tell(format_args!("it is too long for a picture: {error}")),
-    }
+fn picture(text: &str) -> Result<String, QrError> {
+    // Light and dark change places: most terminals are dark.
+    let code = QrCode::new(text.as_bytes())?;
+    Ok(code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build())
 }
 
 #[cfg(test)]
@@ -207,5 +206,12 @@ mod tests {
         assert!(text.contains("# Put the private half of PUBLIC= here:\n# PrivateKey = \n"), "{text}");
         assert!(text.contains("MTU = 1280"), "{text}");
         assert!(!said(&text).iter().any(|line| line.starts_with("PrivateKey")));
+    }
+    #[test]
+    fn a_file_of_some_nodes_fits_into_a_picture_and_one_of_very_many_is_told_to_be_too_long() {
+        let nodes = |count| (0..count).map(|number| node("one", number, mesh("ONE=", &["192.0.2.1:51820"], 1400)));
+        let text = |count| file(&laptop(), Some(&Secret::new("PRIVATE=".into())), &nodes(count).collect::<Vec<_>>());
+        assert!(picture(&text(5)).unwrap().lines().count() > 20);
+        assert!(picture(&text(100)).is_err());
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use data_encoding::HEXLOWER;
 use form_service::identity::{IdentityError, RequestedKey};
 use form_types::v1::{JoinRequest, JoinResponse, JoinTokenSpec, Key, NodeSpec, Resource, SigningRequest};
-use form_types::{Invalid, Kind as _, Object, kinds, timestamp, validate};
+use form_types::{Invalid, Kind as _, Object, from_now, kinds, timestamp, validate};
 use sha2::{Digest as _, Sha256};
 
 use super::Registry;
@@ -47,7 +47,7 @@ pub enum JoinError {
 
 /// `spec`, with an end.
 pub(super) fn with_end(spec: JoinTokenSpec, had: JoinTokenSpec) -> JoinTokenSpec {
-    let end = spec.expires_at.or(had.expires_at).unwrap_or_else(|| timestamp(SystemTime::now() + HOUR));
+    let end = spec.expires_at.or(had.expires_at).unwrap_or_else(|| from_now(HOUR));
     JoinTokenSpec { expires_at: Some(end), ..spec }
 }
 

@@ -174,9 +174,27 @@ impl Registry {
             return Ok(key);
         }
         self.check_addresses(&old, &new).await?;
+        self.plan_placement(plan, &old, &new).await?;
         self.plan_claims(plan, Some(&old), &new).await?;
         plan.put(&key, new, Some(revision), None);
         Ok(key)
+    }
+
+    /// An instance that is placed on a node while that is removed would have nobody: each of the two fails where the other
+    /// was faster, and is planned again.
+    async fn plan_placement(&self, plan: &mut Plan, old: &Resource, new: &Resource) -> Result<(), Error> {
+        let node = part::<InstanceStatus>(&new.status).node;
+        let is_placed = new.kind == kinds::Instance::INFO.name && !node.is_empty();
+        if !is_placed || part::<InstanceStatus>(&old.status).node == node {
+            return Ok(());
+        }
+        let key = Key { kind: kinds::Node::INFO.name.to_owned(), project: String::new(), name: node };
+        if self.find(&key).await?.is_none() {
+            return Err(Error::NotFound(key));
+        }
+        plan.compares.push(Compare::Exists(keys::resource(&key)));
+        plan.ops.push(Op::Put { key: keys::placed(&key.name), value: "".into(), lease: None });
+        Ok(())
     }
 
     async fn plan_delete(&self, plan: &mut Plan, who: &Identity, request: &DeleteRequest) -> Result<Key, Error> {
@@ -189,6 +207,11 @@ impl Registry {
             return Err(Error::Denied("the network default goes with its project".to_owned()));
         }
         if kind.name == kinds::Node::INFO.name {
+            let at = keys::placed(&key.name);
+            let last = self.store.get(&at).await?;
+            plan.compares
+                .push(last.map_or(Compare::Absent(at.clone()), |last| Compare::Revision(at.clone(), last.revision)));
+            plan.ops.push(Op::Delete { key: at });
             // Its machines would have nobody left who could clean up after them.
             match self.placed_on(&key.name).await? {
                 0 => {}

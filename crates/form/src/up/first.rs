@@ -18,7 +18,7 @@ pub(super) fn node(config: std::sync::Arc<Config>, shutdown: CancellationToken) 
         state: Endpoint::from(config.at(config.state_port)),
         zone: config.zone.clone(),
         pack_url: config.url(config.pack_port),
-        identities: Identities::Issued(authority),
+        identities: Identities::Issued(Box::new(authority)),
         shutdown,
         config,
     })

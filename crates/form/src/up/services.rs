@@ -34,7 +34,7 @@ pub(super) struct Node {
 /// Where the services' identities come from.
 pub(super) enum Identities {
     /// Here is the CA: they are issued at each start.
-    Issued(Authority),
+    Issued(Box<Authority>),
     /// They came with the join: DIR/SERVICE.
     Joined(PathBuf),
 }

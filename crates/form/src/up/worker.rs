@@ -31,3 +31,26 @@ pub(super) fn identity(config: &Config) -> Result<Option<Identity>, IdentityErro
     }
     Identity::load(&joined::identities(&config.data_dir).join(vmm_service::Config::SERVICE)).map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_where_it_is_configured_to_be_or_where_it_joined_from() {
+        let of = |address: &str| {
+            let joined = Joined {
+                node: "two".into(),
+                state: "192.0.2.1:3004".to_owned().try_into().unwrap(),
+                address: "192.0.2.2".parse().unwrap(),
+                zone: "test.internal".into(),
+                token: "two-1".into(),
+            };
+            let config = Config { address: address.parse().unwrap(), zone: "other".into(), ..Config::default() };
+            let node = node(joined, Arc::new(config), CancellationToken::new());
+            (node.address.to_string(), node.zone, node.pack_url)
+        };
+        assert_eq!(of("127.0.0.1"), ("192.0.2.2".into(), "test.internal".into(), String::new()));
+        assert_eq!(of("198.51.100.2").0, "198.51.100.2");
+    }
+}
