@@ -72,6 +72,7 @@ impl Mesh {
         std::fs::write(&path, context).expect("a context");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&path, mode).expect("a mode");
+        eventually("form-state answers", || (self.form(&["get", "nodes"]).code == Some(0)).then_some(()));
     }
 
     pub fn kill_state(&mut self) {
