@@ -316,6 +316,8 @@ fn the_world_is_reached_by_nat_and_reaches_what_is_published() {
         assert!(calls("far", "100.64.1.1:2222").is_some_and(|who| who == "100.64.2.1"));
         sh("ip -n far route replace 100.64.1.1/32 dev eth0 src 100.64.2.2");
         assert_eq!(calls("far", "100.64.1.1:2222"), None);
+        let before = heard("a1");
+        assert!(pings_as("far", "100.64.2.2", "100.64.1.2") && heard("a1") != before);
         // Who claims from outside to be of the cluster: to a guest that would take it for its own network.
         for source in ["100.64.2.2", "100.64.1.3"] {
             sh(&format!("ip -n out addr add {source}/32 dev eth0"));

@@ -87,6 +87,6 @@ fn main() -> anyhow::Result<()> {
         Task::Deploy { check } => deploy::deploy(check),
         Task::NixCheck => nix_check::nix_check(),
         Task::Openapi => openapi::write(),
-        Task::Setup => host::ensure_packages(&[&host::VIRTUAL_MACHINES[..], &host::BUILDS].concat()),
+        Task::Setup => host::ensure_packages(&[&host::VIRTUAL_MACHINES[..], &host::NETWORKS, &host::BUILDS].concat()),
     }
 }

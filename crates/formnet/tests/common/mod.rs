@@ -52,7 +52,7 @@ fn lacks(tools: &[&str]) -> Option<String> {
     for program in ["unshare", "ip", "ping", "nft"].iter().chain(tools) {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()) {
-            return Some(format!("there is no {program}; run `cargo xtask setup`"));
+            return Some(format!("there is no {program}; `cargo xtask test` installs it"));
         }
     }
     let namespaces =
