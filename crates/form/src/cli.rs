@@ -527,12 +527,8 @@ pub(crate) struct NodeJoin {
     /// This node's name [default: the one it was invited by, or else the host's]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Where everything of the node is kept [default: what form up is configured with, else /var/lib/formation]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
-    /// The configuration file of form up [default: /etc/formation/form-up/config.toml]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) up: Up,
 }
 
 #[derive(Subcommand)]

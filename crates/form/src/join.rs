@@ -30,9 +30,7 @@ const SERVICES: [&str; 4] =
 pub(crate) async fn join(args: cli::NodeJoin) -> Result<(), Error> {
     form_service::run::init_process();
     let invitation = Invitation::decode(&word(args.token)?).map_err(Error::Usage)?;
-    let flags =
-        cli::Up { config: args.config, data_dir: args.data_dir, guest_dir: None, set: Vec::new(), check_config: false };
-    let config = up::Config::of(&flags)?;
+    let config = up::Config::of(&args.up)?;
     let data_dir = config.data_dir.as_path();
     let _lock = up::lock(data_dir).map_err(|error| Error::Failed(form_service::run::chain(&error)))?;
     if up::pki_in(data_dir).join("ca.pem").exists() {
@@ -41,7 +39,7 @@ pub(crate) async fn join(args: cli::NodeJoin) -> Result<(), Error> {
     }
     if let Some(joined) = Joined::read(data_dir).map_err(Error::Failed)? {
         if joined.token == invitation.token_name() {
-            return told(&joined, &flags, data_dir);
+            return told(&joined, &args.up, data_dir);
         }
         check_cluster(&invitation, data_dir)?;
         joined::forget(data_dir).map_err(Error::file(data_dir))?;
@@ -78,7 +76,7 @@ pub(crate) async fn join(args: cli::NodeJoin) -> Result<(), Error> {
     let token = invitation.token_name();
     let joined = Joined { node: joined.node, state: invitation.state, address, zone: invitation.zone, token };
     joined.write(data_dir).map_err(Error::file(data_dir))?;
-    told(&joined, &flags, data_dir)
+    told(&joined, &args.up, data_dir)
 }
 
 /// The word, or what stands in standard input, where it is in no list of processes.
