@@ -7,7 +7,11 @@ use formation_tests::{eventually, story_of_a_mesh};
 #[test]
 fn it_is_let_in_by_its_file_and_cut_off_when_it_is_revoked() {
     for program in ["wg-quick", "wg", "wireguard-go"] {
-        if Command::new("sh").args(["-c", &format!("command -v {program}")]).output().is_ok_and(|it| !it.status.success()) {
+        if Command::new("sh")
+            .args(["-c", &format!("command -v {program}")])
+            .output()
+            .is_ok_and(|it| !it.status.success())
+        {
             return println!("skipped: there is no {program}; run `cargo xtask setup`");
         }
     }

@@ -110,7 +110,8 @@ fn loss_and_delay_on_the_wire_are_told_and_nothing_else_comes_of_them() {
 fn what_is_removed_by_hand_is_put_back_and_told() {
     story_of_a_mesh(2, |mesh| {
         all_reach_all(mesh, &[0, 1]);
-        let (inner, prefix) = (mesh.inner(1), mesh.get("node", "n2")["spec"]["ipv4_prefix"].as_str().unwrap().to_owned());
+        let (inner, prefix) =
+            (mesh.inner(1), mesh.get("node", "n2")["spec"]["ipv4_prefix"].as_str().unwrap().to_owned());
         for words in [
             vec!["ip", "route", "del", &prefix],
             vec!["nft", "flush", "chain", "inet", "formation", "forward"],
@@ -129,7 +130,8 @@ fn what_is_removed_by_hand_is_put_back_and_told() {
 }
 
 fn repairs(mesh: &Mesh) -> u64 {
-    let status: serde_json::Value = serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).unwrap();
     status[0]["repairs"].as_u64().unwrap()
 }
 

@@ -24,8 +24,12 @@ use crate::output::{say, tell};
 use crate::{cli, up};
 
 /// What a node may run; form-pack-manager only the first does yet.
-const SERVICES: [&str; 4] =
-    [vmm_service::Config::SERVICE, form_dns::Config::SERVICE, form_pack_manager::Config::SERVICE, formnet::Config::SERVICE];
+const SERVICES: [&str; 4] = [
+    vmm_service::Config::SERVICE,
+    form_dns::Config::SERVICE,
+    form_pack_manager::Config::SERVICE,
+    formnet::Config::SERVICE,
+];
 
 pub(crate) async fn join(args: cli::NodeJoin) -> Result<(), Error> {
     form_service::run::init_process();

@@ -27,7 +27,8 @@ pub(crate) async fn status(api: Api, args: cli::NetStatus) -> Result<(), Error> 
         let views: Vec<MeshView> = views.into_iter().collect::<Result<_, _>>()?;
         return say(serde_json::to_string_pretty(&views).unwrap_or_default());
     }
-    let mut table = text_table(&["NODE", "PEER", "STATE", "ENDPOINT", "HANDSHAKE", "RTT", "LOSS", "RECEIVED", "SENT", "WHY NOT"]);
+    let mut table =
+        text_table(&["NODE", "PEER", "STATE", "ENDPOINT", "HANDSHAKE", "RTT", "LOSS", "RECEIVED", "SENT", "WHY NOT"]);
     for (node, view) in nodes.iter().zip(views) {
         match view {
             Ok(view) if view.peers.is_empty() => {
@@ -156,7 +157,9 @@ async fn end(api: &Api, project: &str, text: &str) -> Result<Vec<IpAddr>, Error>
 }
 
 fn has(spec: &NodeSpec, address: IpAddr) -> bool {
-    [&spec.ipv4_prefix, &spec.ipv6_prefix].iter().any(|text| text.parse().is_ok_and(|net: IpNet| net.contains(&address)))
+    [&spec.ipv4_prefix, &spec.ipv6_prefix]
+        .iter()
+        .any(|text| text.parse().is_ok_and(|net: IpNet| net.contains(&address)))
 }
 
 /// Every node and every way between two of them, and what to do where something is wrong.
@@ -187,11 +190,8 @@ pub(crate) async fn doctor(api: Api) -> Result<(), Error> {
             if !peer.is_up || peer.kind != kinds::Node::INFO.name {
                 continue;
             }
-            let query = [
-                ("node", peer.name.clone()),
-                ("count", DOCTORS_PROBES.to_string()),
-                ("size", view.mtu.to_string()),
-            ];
+            let query =
+                [("node", peer.name.clone()), ("count", DOCTORS_PROBES.to_string()), ("size", view.mtu.to_string())];
             let ping: PingView = tell(&api, node, "/v1/mesh/ping", &query).await?;
             let arrived = ping.times_ms.iter().flatten().count();
             let problem = format!(
@@ -212,30 +212,20 @@ async fn nodes(api: &Api, name: Option<&str>) -> Result<Vec<Node>, Error> {
     }
 }
 
-async fn ask<T: DeserializeOwned>(
-    api: &Api,
-    node: &Node,
-    path: &str,
-    query: &[(&str, String)],
-) -> Result<T, Error> {
+async fn ask<T: DeserializeOwned>(api: &Api, node: &Node, path: &str, query: &[(&str, String)]) -> Result<T, Error> {
     let answer = formnet_of(api, node)?.get(path, query).await?;
     answer.json().await.map_err(|error| Error::Answer(error.to_string()))
 }
 
-async fn tell<T: DeserializeOwned>(
-    api: &Api,
-    node: &Node,
-    path: &str,
-    query: &[(&str, String)],
-) -> Result<T, Error> {
+async fn tell<T: DeserializeOwned>(api: &Api, node: &Node, path: &str, query: &[(&str, String)]) -> Result<T, Error> {
     let answer = formnet_of(api, node)?.send(|http, url| http.post(url).query(query), path).await?;
     answer.json().await.map_err(|error| Error::Answer(error.to_string()))
 }
 
 fn formnet_of(api: &Api, node: &Node) -> Result<crate::api::Service, Error> {
     let mesh = node.status.mesh.as_ref();
-    let url = mesh.map(|mesh| mesh.url.as_str()).ok_or_else(|| {
-        Error::Failed(format!("node {} has no mesh yet: does its formnet run?", node.meta.name))
-    })?;
+    let url = mesh
+        .map(|mesh| mesh.url.as_str())
+        .ok_or_else(|| Error::Failed(format!("node {} has no mesh yet: does its formnet run?", node.meta.name)))?;
     api.service("formnet", url)
 }

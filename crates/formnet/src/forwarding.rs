@@ -47,12 +47,15 @@ mod tests {
     fn forwarding_is_on_and_announcements_are_still_taken() {
         let dir = tempfile::tempdir().unwrap();
         let at = |key: &str| dir.path().join(key);
-        for (key, was) in [("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0"), ("ipv6/conf/eth0/accept_ra", "1")] {
+        for (key, was) in
+            [("ipv4/ip_forward", "0"), ("ipv6/conf/all/forwarding", "0"), ("ipv6/conf/eth0/accept_ra", "1")]
+        {
             fs::create_dir_all(at(key).parent().unwrap()).unwrap();
             fs::write(at(key), format!("{was}\n")).unwrap();
         }
         assert_eq!(turn_on_in(dir.path()), None);
-        let values = ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/accept_ra"].map(|key| value(&at(key)));
+        let values =
+            ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/accept_ra"].map(|key| value(&at(key)));
         assert_eq!(values.map(Option::unwrap), ["1", "1", "2"]);
     }
 }

@@ -37,9 +37,16 @@ pub(crate) struct Known(mpsc::Sender<Change>);
 #[derive(Debug)]
 enum Change {
     Put(Box<Resource>),
-    Gone { kind: &'static str, project: String, name: String },
+    Gone {
+        kind: &'static str,
+        project: String,
+        name: String,
+    },
     /// Of this kind, there are no others.
-    Only { kind: &'static str, there: HashSet<(String, String)> },
+    Only {
+        kind: &'static str,
+        there: HashSet<(String, String)>,
+    },
 }
 
 impl Known {
@@ -86,10 +93,8 @@ impl Known {
 fn read(path: &Path) -> Result<(Connection, Vec<Resource>), rusqlite::Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch(SCHEMA)?;
-    let blobs: Vec<Vec<u8>> = connection
-        .prepare("SELECT resource FROM known")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let blobs: Vec<Vec<u8>> =
+        connection.prepare("SELECT resource FROM known")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     // One that an older formnet wrote in another way is told anew.
     let resources = blobs.iter().filter_map(|blob| Resource::decode(blob.as_slice()).ok()).collect();
     Ok((connection, resources))

@@ -127,8 +127,7 @@ impl Plane {
         let rules = Rules::install(&node.ranges).await?;
         let tunnel = Tunnel::up(&node.interface, &key, node.port).await?;
         links.ensure_link(&node.interface, &node.gateways, node.mtu).await?;
-        let view =
-            Arc::new(Mutex::new(View { mtu: node.mtu, backend: tunnel.backend().name(), ..View::default() }));
+        let view = Arc::new(Mutex::new(View { mtu: node.mtu, backend: tunnel.backend().name(), ..View::default() }));
         let (sender, requests) = mpsc::channel(PASS);
         let mut task = Task {
             node,

@@ -24,9 +24,9 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
 
 use form_client::{Client, Controller, reconcile};
+use form_service::Context;
 use form_service::identity::IdentityError;
 use form_service::listener::{self, Limits};
-use form_service::Context;
 use form_types::v1::{NodeSpec, Resource, event_spec};
 use form_types::{Kind as _, Object, kinds};
 use futures::future::{Either, select};
@@ -168,21 +168,29 @@ async fn start(
     tasks.spawn(async move { looking_after.0.run(&looking_after.1, &looking_after.2).await });
 
     let health = || context.health.clone();
-    follow(&mut tasks, client, Nodes {
-        plane: plane.clone(),
-        known: known.clone(),
-        health: health(),
-        node: config.node.as_str().into(),
-        endpoints,
-    });
-    follow(&mut tasks, client, Instances {
-        client: client.clone(),
-        plane: plane.clone(),
-        known: known.clone(),
-        health: health(),
-        here,
-        next: AtomicU32::new(*addresses.numbers().start()),
-    });
+    follow(
+        &mut tasks,
+        client,
+        Nodes {
+            plane: plane.clone(),
+            known: known.clone(),
+            health: health(),
+            node: config.node.as_str().into(),
+            endpoints,
+        },
+    );
+    follow(
+        &mut tasks,
+        client,
+        Instances {
+            client: client.clone(),
+            plane: plane.clone(),
+            known: known.clone(),
+            health: health(),
+            here,
+            next: AtomicU32::new(*addresses.numbers().start()),
+        },
+    );
     follow(&mut tasks, client, Peers { plane: plane.clone(), known, health: health() });
 
     tasks.spawn(keep_whole(client.clone(), Arc::clone(config), plane.clone()));
@@ -301,4 +309,3 @@ fn short(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(1000));
     text
 }
-

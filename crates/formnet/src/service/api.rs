@@ -37,13 +37,7 @@ struct Mesh {
 }
 
 impl Sight {
-    pub(super) fn show(
-        &self,
-        config: &Arc<Config>,
-        plane: &Plane,
-        endpoints: &Arc<Endpoints>,
-        probe: &Arc<Probe>,
-    ) {
+    pub(super) fn show(&self, config: &Arc<Config>, plane: &Plane, endpoints: &Arc<Endpoints>, probe: &Arc<Probe>) {
         self.0.get_or_init(|| Mesh {
             config: Arc::clone(config),
             plane: plane.clone(),

@@ -265,7 +265,11 @@ mod tests {
         endpoints.follow(&node(&[B]));
         assert_eq!(next(&endpoints, &roamed), None);
         assert_eq!(endpoints.first("two", "k", &[B.parse().unwrap()]), None, "it keeps what it has");
-        assert_eq!(endpoints.first("two", "new", &[B.parse().unwrap()]), roamed.endpoint, "another key, the same place");
+        assert_eq!(
+            endpoints.first("two", "new", &[B.parse().unwrap()]),
+            roamed.endpoint,
+            "another key, the same place"
+        );
         tokio::time::advance(TRY).await;
         assert_eq!(next(&endpoints, &state("203.0.113.9:4000", None)).as_deref(), Some(B));
     }

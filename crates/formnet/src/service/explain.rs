@@ -51,21 +51,18 @@ fn age(state: &PeerState, now: SystemTime) -> Option<u64> {
 }
 
 /// Empty where it is there.
-fn why_not(
-    owner: &Owner,
-    state: Option<&PeerState>,
-    probe: Option<&endpoints::Peer>,
-    now: SystemTime,
-) -> String {
+fn why_not(owner: &Owner, state: Option<&PeerState>, probe: Option<&endpoints::Peer>, now: SystemTime) -> String {
     let Some(state) = state else {
         return "WireGuard does not have this peer yet; formnet's log says why".to_owned();
     };
     let is_laptop = owner.kind != kinds::Node::INFO.name;
     match (state.endpoint, state.last_handshake) {
         _ if is_fresh(state.last_handshake, now) => match probe.and_then(endpoints::Peer::loss) {
-            Some(loss) if loss >= 1.0 => "there are handshakes, but no probe is answered: is its formnet running, and do \
+            Some(loss) if loss >= 1.0 => {
+                "there are handshakes, but no probe is answered: is its formnet running, and do \
                                           its own rules let UDP port 3001 in from the mesh?"
-                .to_owned(),
+                    .to_owned()
+            }
             _ => String::new(),
         },
         (None, _) if is_laptop => "it has not called yet".to_owned(),
@@ -81,7 +78,13 @@ fn why_not(
 }
 
 /// The way of a packet, as far as this node can tell.
-pub(super) fn trace(view: &View, peers: &[PeerView], objects: &HashSet<String>, from: IpAddr, to: IpAddr) -> Vec<StepView> {
+pub(super) fn trace(
+    view: &View,
+    peers: &[PeerView],
+    objects: &HashSet<String>,
+    from: IpAddr,
+    to: IpAddr,
+) -> Vec<StepView> {
     let mut steps = Vec::new();
     let mut step = |what: &str, is_fine: bool, found: String| {
         steps.push(StepView { what: what.to_owned(), is_fine, found });
@@ -95,7 +98,8 @@ pub(super) fn trace(view: &View, peers: &[PeerView], objects: &HashSet<String>, 
         }
         None => format!("{address} is nobody's that this node knows"),
     };
-    if !step("source", source.is_some(), said(source, from)) | !step("destination", target.is_some(), said(target, to)) {
+    if !step("source", source.is_some(), said(source, from)) | !step("destination", target.is_some(), said(target, to))
+    {
         return steps;
     }
     let (Some((_, source)), Some((target_owner, target))) = (source, target) else { return steps };
@@ -103,7 +107,9 @@ pub(super) fn trace(view: &View, peers: &[PeerView], objects: &HashSet<String>, 
     let (sends, takes) = (networks(source, from), networks(target, to));
     let (is_allowed, found) = match (is_node(source), is_node(target)) {
         (true, _) | (_, true) => (true, "a node's own address is let through".to_owned()),
-        _ if sends.is_disjoint(&takes) => (false, "they are on different networks, and those are kept apart".to_owned()),
+        _ if sends.is_disjoint(&takes) => {
+            (false, "they are on different networks, and those are kept apart".to_owned())
+        }
         _ => (true, "they are on the same network".to_owned()),
     };
     step("rules", is_allowed, found);
@@ -130,7 +136,11 @@ pub(super) fn trace(view: &View, peers: &[PeerView], objects: &HashSet<String>, 
             let peer = peers.iter().find(|peer| Some(&peer.public_key) == key);
             let why = peer.map_or("WireGuard does not have this peer yet".to_owned(), |peer| peer.why.clone());
             let is_fine = why.is_empty();
-            step("way", is_fine, if is_fine { format!("through the mesh by {owner}") } else { format!("{owner}: {why}") })
+            step(
+                "way",
+                is_fine,
+                if is_fine { format!("through the mesh by {owner}") } else { format!("{owner}: {why}") },
+            )
         }
     };
     steps

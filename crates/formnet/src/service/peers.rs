@@ -72,10 +72,7 @@ pub(super) fn share(peer: &Peer, now: SystemTime) -> Option<Share> {
     let addresses: Vec<IpAddr> = peer.status.addresses.iter().filter_map(|address| address.parse().ok()).collect();
     let routes: Vec<IpNet> = addresses.iter().copied().map(IpNet::from).collect();
     Some(Share {
-        elements: addresses
-            .into_iter()
-            .map(|address| Element::Member { address, bridge: bridge.clone() })
-            .collect(),
+        elements: addresses.into_iter().map(|address| Element::Member { address, bridge: bridge.clone() }).collect(),
         // It calls us; where it is, its handshake says.
         peer: Some(TunnelPeer {
             public_key: peer.spec.public_key.clone(),

@@ -136,9 +136,7 @@ impl Publisher {
 fn endpoints(addresses: &[(String, IpNet)], port: u16) -> Vec<SocketAddr> {
     let reachable = |address: &IpAddr| match address {
         IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local() && !address.is_unspecified(),
-        IpAddr::V6(address) => {
-            !address.is_loopback() && !address.is_unicast_link_local() && !address.is_unspecified()
-        }
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local() && !address.is_unspecified(),
     };
     let mut found: Vec<IpAddr> = addresses.iter().map(|(_, net)| net.addr()).filter(reachable).collect();
     found.sort_by_key(IpAddr::is_ipv6);

@@ -119,15 +119,7 @@ impl Instances {
                 }
             }
         }
-        Ok(Self {
-            client,
-            host,
-            images,
-            config,
-            nudge,
-            health,
-            machines: Mutex::new(machines),
-        })
+        Ok(Self { client, host, images, config, nudge, health, machines: Mutex::new(machines) })
     }
 
     pub(super) fn accelerator(&self) -> Accelerator {
@@ -183,11 +175,7 @@ impl Instances {
     }
 
     /// What the machine is to be, with its root disk here; `None`: there is no such package.
-    async fn spec(
-        &self,
-        instance: &Instance,
-        card: &InstanceInterface,
-    ) -> Result<Option<VmSpec>, InstanceError> {
+    async fn spec(&self, instance: &Instance, card: &InstanceInterface) -> Result<Option<VmSpec>, InstanceError> {
         let (meta, spec) = (&instance.meta, &instance.spec);
         let package = match self.client.get::<kinds::Package>(&meta.project, &spec.package).await {
             Ok(package) if package.status.ready => package,
