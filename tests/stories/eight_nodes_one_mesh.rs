@@ -227,7 +227,7 @@ fn a_formnet_that_is_killed_at_any_moment_ends_where_it_should() {
     story_of_a_mesh(2, |mesh| {
         all_reach_all(mesh, &[0, 1]);
         // The base64 of 32 bytes, whatever they are.
-        let key = |number: u32| format!("{number:0>42}A=");
+        let key = |number: u32| format!("{number:04}{:0>38}A=", "");
         let mut there = Vec::new();
         for round in 0..20_u32 {
             let name = format!("p{round}");

@@ -75,11 +75,17 @@ fn is_tame_path(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control) && text.split('/').all(|part| part != "..")
 }
 
-/// The base64 of 32 bytes has 43 characters that count; the last of them holds four bits, with nothing below.
+/// The base64 of 32 bytes has 43 characters that count; the last of them holds four bits, with nothing below. The number's
+/// highest bit is in the one before, and has to be 0: X25519 ignores it (RFC 7748, section 5), so with it one key would
+/// have two spellings, and whoever knows another's key could take its place by the second.
 fn is_wireguard_key(text: &str) -> bool {
     let Some(digits) = text.strip_suffix('=').filter(|digits| digits.len() == 43) else { return false };
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    digits.bytes().all(inner) && digits.ends_with(|c| "AEIMQUYcgkosw048".contains(c))
+    let highest = digits
+        .as_bytes()
+        .get(41)
+        .is_some_and(|byte| matches!(byte, b'A'..=b'H' | b'Q'..=b'X' | b'g'..=b'n' | b'w'..=b'z' | b'0'..=b'3'));
+    digits.bytes().all(inner) && highest && digits.ends_with(|c| "AEIMQUYcgkosw048".contains(c))
 }
 
 fn is_https_url(text: &str) -> bool {
