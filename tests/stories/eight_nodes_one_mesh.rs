@@ -36,6 +36,8 @@ fn each_reaches_each_through_a_partition_and_after_it() {
         }
         let lost = mesh.inner(NODES - 1);
         eventually("the cut-off are out of reach", || (!mesh.reaches(0, lost)).then_some(()));
+        let why = mesh.form(&["net", "ping", "n8", "--from", "n1", "-c", "1"]).refused(1);
+        assert!(why.contains("1 probes were lost"), "{why}");
         all_reach_all(mesh, left);
 
         for node in right {
@@ -174,6 +176,32 @@ fn what_is_taken_down_leaves_nothing_and_touches_nothing_else() {
         }
         // A second time there is nothing to do, and that is no error.
         mesh.run(0, &[&formnet, "down", &config]).done();
+    });
+}
+
+#[test]
+fn a_key_that_is_old_is_renewed_while_packets_flow() {
+    story_of_a_mesh(2, |mesh| {
+        all_reach_all(mesh, &[0, 1]);
+        let inner = mesh.inner(1).to_string();
+        let key = |mesh: &Mesh| {
+            mesh.get("node", "n1")["status"]["mesh"]["public_key"].as_str().unwrap_or_default().to_owned()
+        };
+        let before = eventually("its key is told", || Some(key(mesh)).filter(|key| !key.is_empty()));
+        // Five packets a second, from before to after.
+        let ping = mesh.spawn(0, &["ping", "-n", "-q", "-i", "0.2", "-c", "75", &inner]);
+        let file = mesh.dir().join("n1/net/mesh.key").display().to_string();
+        mesh.run(0, &["touch", "-d", "100 days ago", &file]).done();
+        eventually("another key is told", || (key(mesh) != before).then_some(()));
+        let said = ping.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&said.stdout);
+        println!("{said}");
+        let lost = said.split(", ").find_map(|part| part.strip_suffix("% packet loss")).unwrap();
+        // What was under way in that moment may be lost, and no more: one of 75 is 1.3 %.
+        assert!(lost.parse::<f64>().unwrap() < 5.0, "{said}");
+        all_reach_all(mesh, &[0, 1]);
+        let told = mesh.form(&["get", "events"]).done();
+        assert!(told.contains("MeshKey"), "{told}");
     });
 }
 

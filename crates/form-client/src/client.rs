@@ -205,7 +205,7 @@ impl Client {
 
     /// Records what happened to `about`. An event that is lost is logged, and nothing fails of it.
     pub async fn event<K: Kind>(&self, about: &Meta, kind: event_spec::Type, reason: &str, message: impl Into<String>) {
-        let Some(event) = event::<K>(about, kind, reason, message, &self.reporter) else { return };
+        let event = event::<K>(about, kind, reason, message, &self.reporter);
         if let Err(error) = self.create(event).await {
             tracing::warn!(%error, "an event was not recorded");
         }

@@ -348,8 +348,7 @@ impl Registry {
     }
 
     /// Records an event. That it could not be is no reason for what it is about to fail.
-    pub(crate) async fn note(&self, event: Option<Object<kinds::Event>>) {
-        let Some(event) = event else { return };
+    pub(crate) async fn note(&self, event: Object<kinds::Event>) {
         let request = CreateRequest { resource: Some(event.into()), idempotency_key: String::new() };
         if let Err(error) = self.create(&Identity::myself(), request).await {
             tracing::warn!(%error, "an event was not recorded");

@@ -10,6 +10,7 @@ mod api;
 mod endpoints;
 mod explain;
 mod instances;
+mod meter;
 mod nodes;
 mod peers;
 mod probe;
@@ -37,6 +38,7 @@ use tokio::task::JoinSet;
 use self::api::Sight;
 use self::endpoints::Endpoints;
 use self::instances::{Here, Instances};
+use self::meter::Meter;
 use self::nodes::Nodes;
 use self::peers::Peers;
 use self::probe::Probe;
@@ -166,6 +168,14 @@ async fn start(
     tasks.spawn(async move { answering.serve().await });
     let looking_after = (Arc::clone(&endpoints), plane.clone(), Arc::clone(&probe));
     tasks.spawn(async move { looking_after.0.run(&looking_after.1, &looking_after.2).await });
+
+    let meter = Meter {
+        client: client.clone(),
+        config: Arc::clone(config),
+        plane: plane.clone(),
+        endpoints: Arc::clone(&endpoints),
+    };
+    tasks.spawn(meter.run());
 
     let health = || context.health.clone();
     follow(
