@@ -1,9 +1,14 @@
 //! Eight machines, and all that happens to machines.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests may; clippy only knows those that are in a #[test]"
+)]
 
 use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
 
-use formation_tests::{Mesh, eventually, story_of_a_mesh};
+use formation_tests::{Mesh, Value, eventually, story_of_a_mesh};
 
 const NODES: usize = 8;
 
@@ -98,8 +103,7 @@ fn loss_and_delay_on_the_wire_are_told_and_nothing_else_comes_of_them() {
         }
         said.done();
         let rtt = eventually("the delay is measured", || {
-            let status: serde_json::Value =
-                serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).ok()?;
+            let status: Value = serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).ok()?;
             status[0]["peers"][0]["rtt_ms"].as_f64().filter(|rtt| *rtt >= 35.0)
         });
         println!("rtt {rtt} ms");
@@ -132,8 +136,7 @@ fn what_is_removed_by_hand_is_put_back_and_told() {
 }
 
 fn repairs(mesh: &Mesh) -> u64 {
-    let status: serde_json::Value =
-        serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).unwrap();
+    let status: Value = serde_json::from_str(&mesh.form(&["net", "status", "n1", "--json"]).done()).unwrap();
     status[0]["repairs"].as_u64().unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! A second machine joins; what runs on one is reached from the other, by name and by address.
 
-use formation_tests::{Cloud, eventually, story_of};
+use formation_tests::{Cloud, Value, eventually, story_of};
 
 /// Starts the cloud on the first, and has the second join it.
 fn join(first: &mut Cloud, second: &mut Cloud) {
@@ -12,9 +12,8 @@ fn join(first: &mut Cloud, second: &mut Cloud) {
     second.set(&format!("address=\"{}\"", second.address()));
     second.start();
     for node in ["one", "two"] {
-        first.eventually("node", node, |node| {
-            node["status"]["ready"] == true && node["status"]["mesh"]["ready"] == true
-        });
+        let is = |node: &Value, what| node.pointer(what) == Some(&Value::Bool(true));
+        first.eventually("node", node, |node| is(node, "/status/ready") && is(node, "/status/mesh/ready"));
     }
     // A second use of the token, by whomever, is refused.
     let again = second.form(&["node", "join", token.trim(), "--data-dir", "/tmp/another-machine"]);
@@ -46,7 +45,15 @@ fn an_instance_on_one_is_reached_from_the_other_by_its_name() {
         // Two instances on two machines, in one network: they are each other's neighbours, as the rules see it.
         first.form(&["node", "uncordon", "one"]).done();
         first.form(&["node", "cordon", "two"]).done();
-        first.form(&["run", &first.hello(), "--name", "near"]).done();
+        first.form(&["run", &first.hello(), "--name", "near", "--publish", "18080:8080"]).done();
+        // What is published is at its node's own address, for those who are in no mesh.
+        let published = format!("http://{}:18080/", first.address());
+        let page = second.run(&["curl", "--silent", "--fail", "--max-time", "10", &published]).done();
+        assert!(page.contains("Hello from near!"), "{page}");
+        let taken = first.form(&["run", &first.hello(), "--name", "other", "--publish", "18080:8080", "--no-wait"]);
+        assert!(taken.code == Some(0), "{taken:?}");
+        let other = first.eventually("instance", "other", |other| other["status"]["reason"] == "PortTaken");
+        println!("{}", other["status"]["message"]);
         let told = first.form(&["net", "trace", "near", "far"]).done();
         assert!(told.contains("same network") && told.contains("through the mesh by Node two"), "{told}");
 

@@ -115,7 +115,9 @@ mod tests {
     #[test]
     fn a_node_that_goes_and_one_that_comes_back_are_told_once() {
         let (up, down) = (peer("Node", true), peer("Node", false));
-        let reasons = |before, now| changes(before, now).into_iter().map(|(_, reason, _)| reason).collect::<Vec<_>>();
+        let reasons = |before: &HashMap<_, _>, now: &HashMap<_, _>| {
+            changes(before, now).into_iter().map(|(_, reason, _)| reason).collect::<Vec<_>>()
+        };
         assert_eq!(reasons(&up, &down), [LOST]);
         assert_eq!(reasons(&down, &up), [BACK]);
         assert_eq!(reasons(&up, &up), [""; 0]);
