@@ -24,6 +24,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ "/var/lib/formation/state" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3004";
     };
@@ -74,6 +75,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ ];
+    runtime = [ ];
     configuration = {
       listen = [ "0.0.0.0:53" ];
       admin = "0.0.0.0:3005";
@@ -111,6 +113,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ "/var/lib/formation/packages" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3003";
       public_url = "https://form-pack-manager:3003";
@@ -157,6 +160,8 @@
     capabilities = [ "NET_ADMIN" ];
     devices = [ "/dev/net/tun" ];
     volumes = [ "/var/lib/formation/formnet" ];
+    # The embedded WireGuard, which goes on without formnet.
+    runtime = [ "/run/wireguard" ];
     configuration = {
       listen = "0.0.0.0:3001";
     };
@@ -207,6 +212,7 @@
       "/dev/net/tun"
     ];
     volumes = [ "/var/lib/formation/machines" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3002";
     };

@@ -148,7 +148,10 @@ mod tests {
             for port in ports {
                 let key = port["key"].as_str().unwrap();
                 let value = if defaults[key].is_array() { &defaults[key][0] } else { &defaults[key] };
-                assert!(value.as_str().unwrap().ends_with(&format!(":{}", port["port"])), "{} {key}", C::SERVICE);
+                // An address and a port, or a port alone.
+                let is_so = value == &port["port"]
+                    || value.as_str().is_some_and(|value| value.ends_with(&format!(":{}", port["port"])));
+                assert!(is_so, "{} {key}", C::SERVICE);
             }
             for key in row["environment"].as_object().unwrap().keys() {
                 assert!(defaults.get(key).is_some(), "{} has no key {key}", C::SERVICE);
@@ -160,5 +163,6 @@ mod tests {
         check::<form_dns::Config>(&table["form-dns"]);
         check::<form_pack_manager::Config>(&table["form-pack-manager"]);
         check::<vmm_service::Config>(&table["vmm-service"]);
+        check::<formnet::Config>(&table["formnet"]);
     }
 }
