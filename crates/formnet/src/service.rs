@@ -55,6 +55,8 @@ use crate::{forwarding, mtu};
 
 type Node = Object<kinds::Node>;
 
+/// For so long form-state is waited for, where there is something to start with.
+const AWAY: Duration = Duration::from_secs(2);
 /// What somebody changed by hand is looked for this often, though nothing said so.
 const LOOK: Duration = Duration::from_secs(60);
 /// And after something was changed, once it is quiet for this long: most of it is our own doing.
@@ -134,10 +136,12 @@ async fn start(
     std::fs::create_dir_all(dir).map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
     let keys = Keys::open(dir)?;
     let (known, resources) = Known::open(&dir.join("known.db"))?;
-    // With what was last known of ourselves we need nobody; without it, form-state has to say who we are.
-    let own = match own(&resources, &config.node) {
-        Some(node) => node,
-        None => register(client, config).await?,
+    // form-state says who we are; while it is away, what was last known of ourselves will do.
+    let registered = tokio::time::timeout(AWAY, register(client, config)).await;
+    let own = match (registered, own(&resources, &config.node)) {
+        (Ok(registered), _) => registered?,
+        (Err(_), Some(known)) => known,
+        (Err(_), None) => register(client, config).await?,
     };
     let addresses = Addresses::of(&own.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
     let range = |text: &str| text.parse().map_err(|_| RunError::NoPrefix(config.node.clone()));
