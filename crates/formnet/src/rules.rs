@@ -22,7 +22,7 @@ use crate::changes;
 use crate::error::{Error, Result, system};
 use crate::links::check_name;
 
-use self::element::Script;
+use self::element::{Command, Script};
 pub use self::element::{Element, Protocol};
 
 /// What the rules have to know of this node.
@@ -207,13 +207,10 @@ async fn elements() -> Result<HashSet<Element>> {
 }
 
 async fn commit(changes: &[Change], waiting: Vec<oneshot::Sender<Result<()>>>) {
-    let together = match script(changes) {
-        Ok(script) => nft::run("change the sets", nft::SCRIPT, &script).await,
-        Err(error) => Err(error),
-    };
+    let together = together(changes).await;
     for (change, done) in changes.iter().zip(waiting) {
         let result = match &together {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(_) => exactly(change).await,
         };
         let _ = done.send(result);
@@ -221,7 +218,7 @@ async fn commit(changes: &[Change], waiting: Vec<oneshot::Sender<Result<()>>>) {
 }
 
 /// What all `changes` come to, one after the other.
-fn script(changes: &[Change]) -> Result<String> {
+async fn together(changes: &[Change]) -> Result<()> {
     let mut there = HashMap::new();
     for change in changes {
         there.extend(change.remove.iter().map(|element| (element, false)));
@@ -231,12 +228,12 @@ fn script(changes: &[Change]) -> Result<String> {
     for (element, there) in there {
         if there { add.push(element) } else { remove.push(element) }?;
     }
-    let mut script = String::new();
-    // What is not there cannot be deleted, and to add what is there is no error.
-    remove.write("add", &mut script);
-    remove.write("delete", &mut script);
-    add.write("add", &mut script);
-    Ok(script)
+    // Almost always, what is removed is there.
+    match apply(remove.claims().chain(remove.deletes()).chain(add.adds())).await {
+        // Else it cannot be deleted; and to add what is there is no error.
+        Err(_) if !remove.is_empty() => apply(remove.adds().chain(remove.deletes()).chain(add.adds())).await,
+        result => result,
+    }
 }
 
 /// One change, and of it only what makes a difference: a port that leads elsewhere by now cannot be added to be deleted.
@@ -250,8 +247,17 @@ async fn exactly(change: &Change) -> Result<()> {
     for element in change.add.iter().filter(|element| !have.contains(element)) {
         add.push(element)?;
     }
-    let mut script = String::new();
-    remove.write("delete", &mut script);
-    add.write("add", &mut script);
-    nft::run("change the sets", nft::SCRIPT, &script).await.map(drop)
+    apply(remove.deletes().chain(add.adds())).await
+}
+
+/// Commands as one transaction.
+async fn apply(commands: impl Iterator<Item = Command<'_>>) -> Result<()> {
+    let action = "change the sets";
+    let commands: Vec<_> = commands.collect();
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let script = serde_json::to_string(&HashMap::from([("nftables", commands)]))
+        .map_err(|error| Error::Nft { action, message: error.to_string() })?;
+    nft::run(action, nft::JSON, &script).await.map(drop)
 }

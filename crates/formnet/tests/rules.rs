@@ -403,6 +403,7 @@ fn changes_that_come_together_are_done_together_and_in_order() {
             rules.change(&[node(1)], &[node(200)]).await.unwrap();
             rules.change(&taken[1..], &taken[..1]).await.unwrap();
             rules.change(&[], &taken[..1]).await.unwrap();
+            rules.change(&[node(1)], &[node(201), taken[0].clone()]).await.unwrap();
             let found = rules.elements().await.unwrap();
             let mut expected: HashSet<_> = (0..50).map(node).collect();
             expected.insert(taken[1].clone());

@@ -33,7 +33,7 @@ enum Task {
     Test,
     /// Measure the cloud beside its peers, and print the table.
     Bench {
-        /// Only one part: machines, watch, names, registry or writes.
+        /// Only one part: machines, watch, names, registry, writes or mesh.
         only: Option<String>,
     },
     /// Build what a guest boots: a kernel, and an initramfs with form-init.

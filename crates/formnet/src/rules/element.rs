@@ -1,9 +1,9 @@
 //! What sets hold, in the words of nft.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -54,9 +54,34 @@ pub enum Protocol {
     Udp,
 }
 
-/// Elements by their sets, as text.
+/// Elements by their sets: family, name.
 #[derive(Debug, Default)]
-pub(super) struct Script(BTreeMap<&'static str, String>);
+pub(super) struct Script(BTreeMap<(&'static str, &'static str), Vec<Expression>>);
+
+/// A command of nft's JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Command<'a> {
+    Add { element: Items<'a> },
+    Delete { element: Items<'a> },
+}
+
+#[derive(Serialize)]
+pub(super) struct Items<'a> {
+    family: &'static str,
+    table: &'static str,
+    name: &'static str,
+    elem: &'a [Expression],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Expression {
+    Word(String),
+    Number(u16),
+    Concat { concat: Vec<Expression> },
+    Mapping([Box<Expression>; 2]),
+}
 
 impl Script {
     /// # Errors
@@ -64,52 +89,70 @@ impl Script {
     pub(super) fn push(&mut self, element: &Element) -> Result<()> {
         match element {
             Element::Member { address, bridge } => {
-                let set = pick(*address, "inet formation members4", "inet formation members6");
-                self.item(set, format_args!("{address} . \"{}\"", check_name(bridge)?));
+                let set = pick(*address, "members4", "members6");
+                self.item("inet", set, concat([word(address), word(check_name(bridge)?)]));
             }
-            Element::Node { address } => {
-                self.item(pick(*address, "inet formation nodes4", "inet formation nodes6"), format_args!("{address}"));
-            }
+            Element::Node { address } => self.item("inet", pick(*address, "nodes4", "nodes6"), word(address)),
             Element::Owner { tap, mac, address } => {
-                let (tap, card) = (check_name(tap)?, Mac(mac));
+                let tap = check_name(tap)?;
+                let mut item = |set, last| self.item("bridge", set, concat([word(tap), word(Mac(mac)), last]));
                 match address {
-                    IpAddr::V4(address) => {
-                        self.item("bridge formation owners4", format_args!("\"{tap}\" . {card} . {address}"));
-                    }
+                    IpAddr::V4(address) => item("owners4", word(address)),
                     IpAddr::V6(address) => {
                         for address in [*address, link_local(*mac)] {
-                            let number = address.to_bits();
-                            self.item("bridge formation owners6", format_args!("\"{tap}\" . {card} . {address}"));
-                            self.item("bridge formation targets6", format_args!("\"{tap}\" . {card} . {number:#034x}"));
+                            item("owners6", word(address));
+                            item("targets6", word(format_args!("{:#034x}", address.to_bits())));
                         }
                     }
                 }
             }
             Element::Publish { protocol, host_port, to } => {
-                let set = pick(to.ip(), "inet formation publish4", "inet formation publish6");
-                let (protocol, address, port) = (protocol.number(), to.ip(), to.port());
-                self.item(set, format_args!("{protocol} . {host_port} : {address} . {port}"));
+                let key = concat([Expression::Number(protocol.number()), Expression::Number(*host_port)]);
+                let data = concat([word(to.ip()), Expression::Number(to.port())]);
+                let set = pick(to.ip(), "publish4", "publish6");
+                self.item("inet", set, Expression::Mapping([key, data].map(Box::new)));
             }
         }
         Ok(())
     }
 
-    fn item(&mut self, set: &'static str, item: std::fmt::Arguments<'_>) {
-        let items = self.0.entry(set).or_default();
-        // A String takes all that is written.
-        let _ = writeln!(items, "{item},");
+    fn item(&mut self, family: &'static str, set: &'static str, item: Expression) {
+        self.0.entry((family, set)).or_default().push(item);
     }
 
-    /// Appends `verb element` for each set.
-    pub(super) fn write(&self, verb: &str, script: &mut String) {
-        for (set, items) in &self.0 {
-            let _ = writeln!(script, "{verb} element {set} {{ {items} }}");
-        }
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds what leads somewhere: refused where it leads elsewhere by now. The kernel deletes by the key alone.
+    pub(super) fn claims(&self) -> impl Iterator<Item = Command<'_>> {
+        let leads = |items: &Items<'_>| matches!(items.elem, [Expression::Mapping(_), ..]);
+        self.items().filter(leads).map(|element| Command::Add { element })
+    }
+
+    pub(super) fn adds(&self) -> impl Iterator<Item = Command<'_>> {
+        self.items().map(|element| Command::Add { element })
+    }
+
+    pub(super) fn deletes(&self) -> impl Iterator<Item = Command<'_>> {
+        self.items().map(|element| Command::Delete { element })
+    }
+
+    fn items(&self) -> impl Iterator<Item = Items<'_>> {
+        self.0.iter().map(|(&(family, name), elem)| Items { family, table: "formation", name, elem })
     }
 }
 
+fn word(word: impl std::fmt::Display) -> Expression {
+    Expression::Word(word.to_string())
+}
+
+fn concat<const N: usize>(parts: [Expression; N]) -> Expression {
+    Expression::Concat { concat: parts.into() }
+}
+
 impl Protocol {
-    fn number(self) -> u8 {
+    fn number(self) -> u16 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
