@@ -5,10 +5,10 @@ use std::process::Child;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use formnet::links::{Links, bridge_name, tap_name};
 use formnet::rules::{Element, Ranges, Rules};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::stage::{sh, start, within};
 use crate::Row;
@@ -22,7 +22,8 @@ pub(super) fn compare() -> Result<Vec<Row>> {
         let rules = stage().await?;
         let bridge = bridge_name("bench", "net");
         let first = u32::from(Ipv4Addr::new(100, 80, 0, 0));
-        let member = |number| Element::Member { address: Ipv4Addr::from(first + number).into(), bridge: bridge.clone() };
+        let member =
+            |number| Element::Member { address: Ipv4Addr::from(first + number).into(), bridge: bridge.clone() };
         let many: Vec<_> = (0..ELEMENTS).map(member).collect();
         let ping = start(&["ip", "netns", "exec", "guest", "ping", "-q", "-i", "0.002", "100.64.2.2"])?;
         let (mut adds, mut removals) = (Vec::new(), Vec::new());
@@ -41,10 +42,7 @@ pub(super) fn compare() -> Result<Vec<Row>> {
         let [adds, removals] = [adds, removals].map(|times| crate::quantile(times, 0.5));
         Ok(vec![
             Row::alone("10,000 elements added / removed, a transaction each", format!("{adds:.0} / {removals:.0} ms")),
-            Row::alone(
-                "pings lost between two members meanwhile",
-                format!("{} of {sent}", sent.saturating_sub(heard)),
-            ),
+            Row::alone("pings lost between two members meanwhile", format!("{} of {sent}", sent.saturating_sub(heard))),
         ])
     })
 }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use nix::sched::{CloneFlags, setns};
 use formnet::links::Links;
 use formnet::tunnel::{PrivateKey, Tunnel, TunnelPeer};
+use nix::sched::{CloneFlags, setns};
 
 /// Two namespaces, a and b, and a wire.
 pub(super) fn wire() -> Result<()> {
@@ -37,10 +37,7 @@ pub(super) fn start(line: &[&str]) -> Result<Child> {
 }
 
 /// Runs `work` in the namespace `name`, on a thread and a runtime of its own.
-pub(super) fn within<T: Send, F: Future<Output = Result<T>>>(
-    name: &str,
-    work: impl FnOnce() -> F + Send,
-) -> Result<T> {
+pub(super) fn within<T: Send, F: Future<Output = Result<T>>>(name: &str, work: impl FnOnce() -> F + Send) -> Result<T> {
     let run = || {
         setns(File::open(format!("/run/netns/{name}"))?, CloneFlags::CLONE_NEWNET)?;
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async { work().await })
