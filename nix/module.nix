@@ -64,10 +64,7 @@ in
     # A unit that comes as a file is not started unless it is said here.
     systemd.services = lib.mapAttrs (_: service: {
       wantedBy = [ "multi-user.target" ];
-      path = lib.optionals service.guest [
-        pkgs.qemu
-        pkgs.e2fsprogs
-      ];
+      path = map (name: pkgs.${name}) service.packages ++ lib.optional service.guest pkgs.e2fsprogs;
     }) enabled;
     environment.etc = lib.mapAttrs' (
       name: service:

@@ -59,7 +59,7 @@ in
 
   # named by what they are for
   "dns-related libraries" = none "hickory, linked into form-dns";
-  "iptables/nftables" = image "vmm-service" "nftables";
+  "iptables/nftables" = image "formnet" "nftables";
   "Database drivers" = none "SQLite, linked into form-state";
   "Message broker libraries" = none "linked into form-broker, which does not exist yet";
   "Package management libraries" = none "tar, zstd and OCI, linked into form-pack-manager";

@@ -24,6 +24,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ "/var/lib/formation/state" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3004";
     };
@@ -74,6 +75,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ ];
+    runtime = [ ];
     configuration = {
       listen = [ "0.0.0.0:53" ];
       admin = "0.0.0.0:3005";
@@ -111,6 +113,7 @@
     capabilities = [ ];
     devices = [ ];
     volumes = [ "/var/lib/formation/packages" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3003";
       public_url = "https://form-pack-manager:3003";
@@ -128,12 +131,62 @@
     slim_mib = 40;
   };
 
+  formnet = {
+    crate = "formnet";
+    description = "The encrypted network of Formation: one node's end of it";
+    script = "run-formnet.sh";
+    runs = "each";
+    # Its interfaces, routes and rules are the host's: machines use them, and they outlive the container.
+    network = "host";
+    ports = [
+      {
+        name = "mesh";
+        port = 51820;
+        protocol = "udp";
+        key = "port";
+        open = "everyone";
+      }
+      {
+        name = "admin";
+        port = 3001;
+        protocol = "tcp";
+        key = "listen";
+        open = "everyone";
+      }
+    ];
+    probe = "admin";
+    # It makes interfaces, routes and rules, and may do nothing else that others may not.
+    user = "root";
+    capabilities = [ "NET_ADMIN" ];
+    devices = [ "/dev/net/tun" ];
+    volumes = [ "/var/lib/formation/formnet" ];
+    # The embedded WireGuard, which goes on without formnet.
+    runtime = [ "/run/wireguard" ];
+    configuration = {
+      listen = "0.0.0.0:3001";
+    };
+    environment = {
+      state = "form-state:3004";
+    };
+    needs = [ "form-state" ];
+    packages = [
+      "iproute2"
+      "nftables"
+      "wireguard-tools"
+    ];
+    files = { };
+    guest = false;
+    memory_mib = 128;
+    unique_mib = 30;
+    slim_mib = 60;
+  };
+
   vmm-service = {
     crate = "vmm-service";
     description = "The virtual machines of one node of Formation";
     script = "run-vmm-service.sh";
     runs = "each";
-    # Bridges and taps are the host's: the machines outlive the container, and the node reaches them.
+    # Taps are the host's: the machines outlive the container, and the node reaches them.
     network = "host";
     ports = [
       {
@@ -145,7 +198,7 @@
       }
     ];
     probe = "consoles";
-    # It makes bridges and taps by netlink, and gives each QEMU a user of its own, without capabilities, whom it can end.
+    # It opens taps, and gives each QEMU a user of its own, without capabilities, whom it can end.
     user = "root";
     capabilities = [
       "KILL"
@@ -159,6 +212,7 @@
       "/dev/net/tun"
     ];
     volumes = [ "/var/lib/formation/machines" ];
+    runtime = [ ];
     configuration = {
       listen = "0.0.0.0:3002";
     };
@@ -169,12 +223,12 @@
     needs = [
       "form-state"
       "form-pack-manager"
+      "formnet"
     ];
     # QEMU comes with the base image, and is named for the slim one.
     packages = [
       "qemu"
       "cloud-hypervisor"
-      "nftables"
     ];
     files = { };
     guest = true;

@@ -48,6 +48,7 @@ let
     capabilities = strings;
     devices = strings;
     volumes = strings;
+    runtime = strings;
     configuration = isAttrs;
     environment = value: isAttrs value && all isString (attrValues value);
     needs = strings;

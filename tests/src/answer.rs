@@ -14,10 +14,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Asks `@127.0.0.1`; `words` as on dig's command line.
+    /// Asks `@127.0.0.1` by this `dig`; `words` as on its command line.
     #[track_caller]
-    pub(crate) fn of(words: &[&str]) -> Self {
-        let mut dig = Command::new("dig");
+    pub(crate) fn of(mut dig: Command, words: &[&str]) -> Self {
         dig.args(["@127.0.0.1", "+noall", "+comments", "+answer", "+norecurse", "+time=2", "+tries=3"]).args(words);
         Self::parse(&String::from_utf8_lossy(&dig.output().expect("dig").stdout))
     }

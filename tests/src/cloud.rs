@@ -1,21 +1,22 @@
 //! A cloud as its operator has it: a command, names, pages, and processes that can be killed.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::place::Place;
 use crate::{Answer, eventually, form, guest};
 
-/// `form up` with a data directory of its own.
+/// `form up` with a data directory of its own, on a machine of its own.
 pub struct Cloud {
+    place: Place,
     up: Option<Child>,
     guest: PathBuf,
     set: Vec<String>,
@@ -32,7 +33,7 @@ pub struct Said {
 }
 
 impl Said {
-    fn new(command: String, output: Output) -> Self {
+    pub(crate) fn new(command: String, output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Self { command, code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
@@ -53,10 +54,21 @@ impl Said {
 }
 
 impl Cloud {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(place: Place) -> Self {
         let dir = tempfile::Builder::new().prefix("formation-story-").tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("data")).expect("a directory");
-        Self { up: None, guest: guest(), set: Vec::new(), dir }
+        Self { place, up: None, guest: guest(), set: Vec::new(), dir }
+    }
+
+    /// Any program, on this cloud's machine.
+    pub fn run(&self, words: &[&str]) -> Said {
+        let (program, rest) = words.split_first().expect("a program");
+        Said::new(words.join(" "), self.place.command(program).args(rest).output().expect("a program"))
+    }
+
+    /// The address of its machine, as the others know it.
+    pub fn address(&self) -> Ipv4Addr {
+        self.place.address()
     }
 
     /// Starts `form up`, and waits until it says that it is up.
@@ -146,11 +158,14 @@ impl Cloud {
 
     /// `form`, with nothing of this machine's own configuration. It may not take for ever.
     fn command(&self, limit: &[&str]) -> Command {
-        let (program, words) = limit.split_first().map_or((None, limit), |(first, rest)| (Some(first), rest));
-        let mut command = program.map_or_else(|| Command::new(form()), Command::new);
-        if program.is_some() {
-            command.args(words).arg(form());
-        }
+        let mut command = match limit.split_first() {
+            Some((program, words)) => {
+                let mut command = self.place.command(program);
+                command.args(words).arg(form());
+                command
+            }
+            None => self.place.command(form()),
+        };
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.env_clear().env("PATH", path).env("HOME", self.dir()).env("FORM_CONTEXT", self.context_file());
         command.stdin(Stdio::null()).current_dir(self.dir());
@@ -220,7 +235,7 @@ impl Cloud {
     /// An answer of the cloud's names; `words` as on dig's command line.
     #[track_caller]
     pub fn dig(&self, words: &[&str]) -> Answer {
-        Answer::of(words)
+        Answer::of(self.place.command("dig"), words)
     }
 
     /// The page that `name` serves at port 8080; `None`: it has no address, or does not answer.
@@ -231,12 +246,9 @@ impl Cloud {
     }
 
     pub fn page_at(&self, address: IpAddr) -> Option<String> {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, 8080), Duration::from_secs(5)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: story\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.split_once("\r\n\r\n").map(|(_, page)| page.to_owned())
+        let url = format!("http://{}/", SocketAddr::new(address, 8080));
+        let said = self.run(&["curl", "--silent", "--fail", "--connect-timeout", "5", "--max-time", "10", &url]);
+        (said.code == Some(0)).then_some(said.out)
     }
 
     /// The process ids of all QEMUs. The namespace has none but this cloud's.
@@ -253,10 +265,10 @@ impl Cloud {
 
     /// The taps that machines have. Not `ip tuntap`: it reads /sys, which is another namespace's.
     pub fn taps(&self) -> Vec<String> {
-        let output = Command::new("ip").args(["-oneline", "link", "show", "type", "tun"]).output().expect("ip");
-        assert!(output.status.success(), "{output:?}");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().filter_map(|line| Some(line.split(": ").nth(1)?.to_owned())).collect()
+        let text = self.run(&["ip", "-oneline", "link", "show", "type", "tun"]).done();
+        let names = text.lines().filter_map(|line| Some(line.split(": ").nth(1)?.to_owned()));
+        // The mesh's own interface is one, too.
+        names.filter(|name| name.starts_with("fmt")).collect()
     }
 
     /// A directory of the story, with what goes into a package.

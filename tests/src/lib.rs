@@ -21,6 +21,8 @@
 
 mod answer;
 mod cloud;
+mod mesh;
+mod place;
 mod program;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ use std::time::{Duration, Instant};
 
 pub use answer::Answer;
 pub use cloud::{Cloud, Said};
+pub use mesh::Mesh;
+use place::Place;
 pub use program::{program, ticker};
 pub use serde_json::Value;
 
@@ -38,24 +42,57 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Set inside.
 const INSIDE: &str = "FORMATION_STORY_INSIDE";
 
+/// The embedded WireGuard is spoken to by files, which no network namespace hides.
+const PREPARE: &str =
+    "mkdir -p /run/wireguard && mount -t tmpfs none /run/wireguard && ip link set lo up && \"$@\"; exit $?";
+
 /// Tells a story about a cloud that has just come up; or says why it cannot be told here.
 pub fn story<F: FnOnce(&mut Cloud)>(tell: F) {
     if let Some(reason) = lacks() {
         return println!("skipped: {reason}");
     }
     if std::env::var_os(INSIDE).is_some() {
-        let mut cloud = Cloud::new();
+        let mut cloud = Cloud::new(Place::here());
         cloud.start();
         tell(&mut cloud);
         return cloud.end();
     }
+    inside::<F>();
+}
+
+/// Tells a story about machines in one Ethernet, on none of which anything runs yet; or says why it cannot be told here.
+pub fn story_of<F: FnOnce(&mut [Cloud])>(machines: u8, tell: F) {
+    if let Some(reason) = lacks() {
+        return println!("skipped: {reason}");
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        let mut clouds: Vec<Cloud> = Place::machines(machines).into_iter().map(Cloud::new).collect();
+        tell(&mut clouds);
+        return clouds.into_iter().for_each(Cloud::end);
+    }
+    inside::<F>();
+}
+
+/// Tells a story about a mesh of so many nodes, whose formnets have just been started; or says why it cannot be told here.
+pub fn story_of_a_mesh<F: FnOnce(&mut Mesh)>(nodes: u8, tell: F) {
+    if let Some(reason) = lacks() {
+        return println!("skipped: {reason}");
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        return tell(&mut Mesh::new(Place::machines(nodes)));
+    }
+    inside::<F>();
+}
+
+/// The same test once more, in namespaces of its own.
+fn inside<F>() {
     // Of the closure, which is named after the test that it is in: `file::test::{{closure}}`.
     let name = std::any::type_name::<F>();
     let name = name.split("::").skip(1).take_while(|part| *part != "{{closure}}").collect::<Vec<_>>().join("::");
     let told = Command::new("unshare")
         .args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
         // The shell is process 1: it takes the orphans, as every daemon expects of its system.
-        .args(["sh", "-c", "ip link set lo up && \"$@\"; exit $?", "sh"])
+        .args(["sh", "-c", PREPARE, "sh"])
         .arg(std::env::current_exe().expect("this test's binary"))
         .args(["--exact", &name, "--nocapture"])
         .env(INSIDE, "1")
@@ -71,7 +108,7 @@ fn lacks() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("namespaces and taps need root".to_owned());
     }
-    for program in ["unshare", "ip", "dig", "qemu-system-x86_64", "qemu-img"] {
+    for program in ["unshare", "nsenter", "ip", "nft", "dig", "curl", "qemu-system-x86_64", "qemu-img"] {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()) {
             return Some(format!("there is no {program}; run `cargo xtask setup`"));

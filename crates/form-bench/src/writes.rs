@@ -52,8 +52,7 @@ pub(crate) async fn compare(cloud: &Cloud, scratch: &Path) -> Result<Row> {
 pub(crate) fn example() -> Resource {
     let about = Meta { project: "default".to_owned(), name: "bench".to_owned(), ..Meta::default() };
     let text = "a sentence of the usual length on what happened to whom and why";
-    let event = event::<kinds::Instance>(&about, Type::Normal, "Measured", text, "form-pack-manager");
-    event.map(Resource::from).unwrap_or_default()
+    event::<kinds::Instance>(&about, Type::Normal, "Measured", text, "form-pack-manager").into()
 }
 
 async fn formation(cloud: &Cloud) -> Result<f64> {

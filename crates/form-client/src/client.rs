@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use form_service::{Identity, Problem};
+use form_service::{Identity, Peer, Problem};
 use form_types::v1::state_client::StateClient;
 use form_types::v1::{
     ApplyRequest, AuthenticateRequest, Change, CreateRequest, DeleteRequest, FinalizeRequest, GetRequest,
@@ -205,7 +205,7 @@ impl Client {
 
     /// Records what happened to `about`. An event that is lost is logged, and nothing fails of it.
     pub async fn event<K: Kind>(&self, about: &Meta, kind: event_spec::Type, reason: &str, message: impl Into<String>) {
-        let Some(event) = event::<K>(about, kind, reason, message, &self.reporter) else { return };
+        let event = event::<K>(about, kind, reason, message, &self.reporter);
         if let Err(error) = self.create(event).await {
             tracing::warn!(%error, "an event was not recorded");
         }
@@ -262,6 +262,25 @@ impl Client {
             return Err(Problem::forbidden(format!("token {} may not do this in project {project}", caller.subject)));
         }
         Ok(caller)
+    }
+}
+
+impl Client {
+    /// Whether the service `peer`, which shows a certificate, is of a node of the cluster: those of one that was removed
+    /// are good certificates still. For services that others call.
+    pub async fn admit(&self, peer: &Peer) -> Result<(), Problem> {
+        match self.get::<kinds::Node>("", &peer.node).await {
+            Ok(_) => Ok(()),
+            Err(Error::NotFound(_)) => Err(Problem::forbidden(format!(
+                "{} is of node {}, which is not in the cluster",
+                peer.service, peer.node
+            ))),
+            Err(error) => {
+                tracing::warn!(error = form_service::run::chain(&error), "a service could not be judged");
+                let text = "who you are cannot be asked now; try again";
+                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text))
+            }
+        }
     }
 }
 

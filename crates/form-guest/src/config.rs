@@ -81,6 +81,9 @@ pub struct Interface {
     /// Where packets for everywhere else go.
     #[serde(default)]
     pub gateway: Gateways,
+    /// The largest packet that it may send, bytes; absent: what the card says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// The default gateways of an [`Interface`]. One outside of its addresses' networks is reached on the link.

@@ -96,6 +96,7 @@ mod tests {
                 mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 addresses: vec!["100.64.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
                 gateway: Gateways { v4: Some([100, 64, 0, 1].into()), v6: None },
+                mtu: Some(1420),
             }],
             dns: vec!["100.64.0.1".parse().unwrap()],
             search: vec!["default.formation.internal".into()],

@@ -72,6 +72,7 @@ mod tests {
                 mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 addresses: vec!["10.1.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
                 gateway: Gateways::default(),
+                mtu: None,
             }],
             dns: vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             search: vec!["default.formation.internal".into(), "formation.internal".into()],

@@ -13,7 +13,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sys::socket::{self, AddressFamily as SocketFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
@@ -43,6 +43,9 @@ fn configure_one(route: &mut Route, name: &str, interface: &Interface) -> anyhow
     // such file.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
     let index = index(name)?;
+    if let Some(mtu) = interface.mtu {
+        route.mtu(index, mtu).with_context(|| format!("cannot set its MTU to {mtu}"))?;
+    }
     route.up(index).context("cannot bring it up")?;
     for address in &interface.addresses {
         route.address(index, *address).with_context(|| format!("cannot add the address {address}"))?;
@@ -82,6 +85,13 @@ impl Route {
         link.header.index = index;
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    fn mtu(&mut self, index: u32, mtu: u32) -> anyhow::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::Mtu(mtu)];
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 

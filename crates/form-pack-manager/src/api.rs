@@ -196,9 +196,10 @@ async fn download(
     peer: Option<Extension<Peer>>,
     Path(digest): Path<String>,
 ) -> Result<Response, Problem> {
-    if peer.is_none_or(|Extension(peer)| peer.service != "vmm-service") {
-        return Err(Problem::forbidden("blobs are for the cluster's own services, which show a certificate"));
-    }
+    let peer = peer.map(|Extension(peer)| peer).filter(|peer| peer.service == "vmm-service");
+    let peer =
+        peer.ok_or_else(|| Problem::forbidden("blobs are for the cluster's own services, which show a certificate"))?;
+    api.client.admit(&peer).await?;
     let digest: Digest = digest.parse().map_err(|error| Problem::bad_request(format!("{digest:?}: {error}")))?;
     let blob = blocking(move || api.store.get(&digest)).await?;
     let Blob { size, reader } = blob.ok_or_else(|| Problem::not_found(format!("there is no blob {digest} here")))?;

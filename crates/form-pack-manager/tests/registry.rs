@@ -5,8 +5,8 @@ mod common;
 
 use common::{Cloud, IMAGE, INDEX, code, descriptor, image};
 use form_rootfs::{Algorithm, Digest};
-use form_types::v1::BuildSpec;
 use form_types::v1::build_status::Phase;
+use form_types::v1::{BuildSpec, NodeSpec};
 use form_types::{Object, kinds};
 use reqwest::Method;
 use rustls::pki_types::pem::PemObject as _;
@@ -375,6 +375,9 @@ async fn viewers_pull_editors_push_and_nobody_sees_another_project() {
     let mut config = cloud.identity("vmm-service").client().unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let service = reqwest::Client::builder().tls_backend_preconfigured(config).build().unwrap();
+    assert_eq!(service.get(cloud.url(&blob)).send().await.unwrap().status(), 403, "its node is not in the cluster");
+    let node = Object::<kinds::Node>::new("", "one", NodeSpec::default());
+    cloud.client("vmm-service").apply(node).await.unwrap();
     assert_eq!(service.get(cloud.url(&blob)).send().await.unwrap().status(), 200);
     assert_eq!(service.post(cloud.url(UPLOADS)).send().await.unwrap().status(), 403);
 

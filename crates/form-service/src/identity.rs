@@ -3,11 +3,13 @@
 //! A service is known by a URI in its certificate, `spiffe://CLUSTER/service/SERVICE/NODE`, and by the DNS name `SERVICE`,
 //! which its clients ask for: a certificate of one service is no good for posing as another.
 
+mod signing;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -21,8 +23,11 @@ use time::OffsetDateTime;
 
 use crate::{file, secret};
 
+pub use self::signing::{RequestedKey, SigningRequest};
+
 const CA_VALID: Duration = Duration::from_secs(3650 * 86_400);
-const SERVICE_VALID: Duration = Duration::from_secs(365 * 86_400);
+/// How long the certificate of a service is good for.
+pub const SERVICE_VALID: Duration = Duration::from_secs(365 * 86_400);
 /// Clocks of machines differ.
 const BACKDATED: Duration = Duration::from_secs(3600);
 
@@ -36,6 +41,10 @@ pub enum IdentityError {
     Make(#[from] rcgen::Error),
     #[error("setting up TLS")]
     Tls(#[from] rustls::Error),
+    #[error("the signing request cannot be used: {0}")]
+    Request(&'static str),
+    #[error("the certificate that came back is not for the key that was asked for")]
+    OtherKey,
 }
 
 /// The cluster's certificate authority: `ca.pem` and `ca.key` in a directory of its own.
@@ -59,16 +68,23 @@ pub struct Peer {
     pub cluster: String,
     pub service: String,
     pub node: String,
+    /// When its certificate was made, in whole seconds.
+    pub issued: SystemTime,
+}
+
+/// What stands in a service's certificate beside its key.
+struct Subject<'a> {
+    service: &'a str,
+    node: &'a str,
+    names: &'a [String],
+    addresses: &'a [IpAddr],
+    issued: SystemTime,
 }
 
 impl Authority {
     /// Opens the authority in `dir`, or makes one where there is none.
     pub fn open_or_create(dir: &Path) -> Result<Self, IdentityError> {
         let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
-        let fail = |path: &Path| {
-            let path = path.to_owned();
-            move |source| IdentityError::File { path, source }
-        };
         // The certificate is written last: with it there, the key is there too.
         if !cert_path.exists() {
             std::fs::create_dir_all(dir).map_err(fail(dir))?;
@@ -78,6 +94,12 @@ impl Authority {
             secret::write(&key_path, &key.serialize_pem()).map_err(fail(&key_path))?;
             file::replace(&cert_path, cert.pem().as_bytes(), 0o644).map_err(fail(&cert_path))?;
         }
+        Self::open(dir)
+    }
+
+    /// Opens the authority in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, IdentityError> {
+        let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
         let cert_pem = std::fs::read_to_string(&cert_path).map_err(fail(&cert_path))?;
         let key_pem = std::fs::read_to_string(&key_path).map_err(fail(&key_path))?;
         let content = || IdentityError::Content { path: cert_path.clone() };
@@ -102,7 +124,31 @@ impl Authority {
         addresses: &[IpAddr],
     ) -> Result<Identity, IdentityError> {
         let key = KeyPair::generate()?;
-        let mut dns = vec![service.to_owned(), format!("{service}.{node}")];
+        let subject = Subject { service, node, names, addresses, issued: SystemTime::now() };
+        let cert = self.params(&subject)?.signed_by(&key, &self.issuer)?;
+        Ok(Identity {
+            ca_pem: self.cert_pem.clone(),
+            cert_pem: cert.pem(),
+            key_pem: secret::Secret::new(key.serialize_pem()),
+        })
+    }
+
+    /// A certificate, PEM, for the key of somebody else: as [`Authority::issue`], as if it was made at `issued`.
+    pub fn sign(
+        &self,
+        service: &str,
+        node: &str,
+        addresses: &[IpAddr],
+        key: &RequestedKey,
+        issued: SystemTime,
+    ) -> Result<String, IdentityError> {
+        let subject = Subject { service, node, names: &[], addresses, issued };
+        Ok(self.params(&subject)?.signed_by(key, &self.issuer)?.pem())
+    }
+
+    fn params(&self, subject: &Subject<'_>) -> Result<CertificateParams, IdentityError> {
+        let Subject { service, node, names, addresses, issued } = subject;
+        let mut dns = vec![(*service).to_owned(), format!("{service}.{node}")];
         dns.extend(names.iter().cloned());
         let mut params = CertificateParams::new(dns)?;
         let uri = format!("spiffe://{}/service/{service}/{node}", self.cluster);
@@ -113,13 +159,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        valid_for(&mut params, SERVICE_VALID);
-        let cert = params.signed_by(&key, &self.issuer)?;
-        Ok(Identity {
-            ca_pem: self.cert_pem.clone(),
-            cert_pem: cert.pem(),
-            key_pem: secret::Secret::new(key.serialize_pem()),
-        })
+        valid_for(&mut params, *issued, SERVICE_VALID);
+        Ok(params)
     }
 }
 
@@ -143,6 +184,11 @@ impl Identity {
         secret::write(&dir.join("key.pem"), self.key_pem.reveal()).map_err(fail)?;
         file::replace(&dir.join("cert.pem"), self.cert_pem.as_bytes(), 0o644).map_err(fail)?;
         file::replace(&dir.join("ca.pem"), self.ca_pem.as_bytes(), 0o644).map_err(fail)
+    }
+
+    /// Whose certificate it is.
+    pub fn name(&self) -> Option<Peer> {
+        certificates(&self.cert_pem).first().and_then(Peer::of)
     }
 
     /// The key, for TLS stacks that read PEM.
@@ -188,18 +234,20 @@ impl Peer {
     /// The name in a certificate that the cluster's CA was found to have signed.
     pub fn of(cert: &CertificateDer<'_>) -> Option<Peer> {
         let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
+        let from = u64::try_from(cert.validity().not_before.timestamp()).ok()?;
+        let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(from))?.checked_add(BACKDATED)?;
         let names = cert.subject_alternative_name().ok()??;
         names.value.general_names.iter().find_map(|name| match name {
-            x509_parser::extensions::GeneralName::URI(uri) => Peer::from_uri(uri),
+            x509_parser::extensions::GeneralName::URI(uri) => Peer::from_uri(uri, issued),
             _ => None,
         })
     }
 
-    fn from_uri(uri: &str) -> Option<Peer> {
+    fn from_uri(uri: &str, issued: SystemTime) -> Option<Peer> {
         let mut parts = uri.strip_prefix("spiffe://")?.split('/');
         let (cluster, what, service, node) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let whole = what == "service" && parts.next().is_none() && ![cluster, service, node].contains(&"");
-        whole.then(|| Peer { cluster: cluster.to_owned(), service: service.to_owned(), node: node.to_owned() })
+        whole.then(|| Peer { cluster: cluster.to_owned(), service: service.to_owned(), node: node.to_owned(), issued })
     }
 }
 
@@ -213,14 +261,19 @@ fn ca_params(cluster: &str) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, cluster);
-    valid_for(&mut params, CA_VALID);
+    valid_for(&mut params, SystemTime::now(), CA_VALID);
     params
 }
 
-fn valid_for(params: &mut CertificateParams, span: Duration) {
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - BACKDATED;
-    params.not_after = now + span;
+fn valid_for(params: &mut CertificateParams, from: SystemTime, span: Duration) {
+    let from = OffsetDateTime::from(from);
+    params.not_before = from - BACKDATED;
+    params.not_after = from + span;
+}
+
+fn fail(path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
+    let path = path.to_owned();
+    move |source| IdentityError::File { path, source }
 }
 
 fn common_name(cert: &CertificateDer<'_>) -> Option<String> {
@@ -246,8 +299,9 @@ mod tests {
 
         let identity = again.issue("form-dns", "one", &[], &[]).unwrap();
         let peer = Peer::of(&certificates(&identity.cert_pem)[0]).unwrap();
-        let wanted = Peer { cluster: first.cluster().to_owned(), service: "form-dns".into(), node: "one".into() };
-        assert_eq!(peer, wanted);
+        let (cluster, issued) = (first.cluster().to_owned(), peer.issued);
+        assert_eq!(peer, Peer { cluster, service: "form-dns".into(), node: "one".into(), issued });
+        assert!(issued <= SystemTime::now());
 
         identity.save(&dir.path().join("tls")).unwrap();
         assert_eq!(Identity::load(&dir.path().join("tls")).unwrap().cert_pem, identity.cert_pem);
@@ -255,7 +309,7 @@ mod tests {
 
     #[test]
     fn only_a_whole_name_of_a_service_is_one() {
-        assert!(Peer::from_uri("spiffe://c/service/form-dns/n").is_some());
+        assert!(Peer::from_uri("spiffe://c/service/form-dns/n", SystemTime::now()).is_some());
         for bad in [
             "spiffe://c/service/form-dns",
             "spiffe://c/user/a/b",
@@ -264,7 +318,7 @@ mod tests {
             "spiffe://c/service/a/b/c",
             "spiffe:///service/a/b",
         ] {
-            assert!(Peer::from_uri(bad).is_none(), "{bad}");
+            assert!(Peer::from_uri(bad, SystemTime::now()).is_none(), "{bad}");
         }
     }
 }

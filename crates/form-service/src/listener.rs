@@ -2,6 +2,7 @@
 
 mod pace;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -74,6 +75,10 @@ impl Default for Limits {
     }
 }
 
+/// Where a request came from; every request carries it as an extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote(pub SocketAddr);
+
 /// What a listener serves.
 #[derive(Default)]
 pub struct Routes {
@@ -126,8 +131,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or the peer is gone already. The first wants time, and neither is ours to die of.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -135,7 +140,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = connection(stream, acceptor.clone(), service.clone(), limits, shutdown.clone());
+        let connection =
+            connection(stream, Remote(remote), acceptor.clone(), service.clone(), limits, shutdown.clone());
         let cut = cut.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -156,6 +162,7 @@ pub async fn serve(
 
 async fn connection(
     stream: TcpStream,
+    remote: Remote,
     acceptor: TlsAcceptor,
     service: Router,
     limits: Limits,
@@ -177,6 +184,7 @@ async fn connection(
     let pace = Pace::new(limits);
     let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| {
         pace.asked(request.version());
+        request.extensions_mut().insert(remote);
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }

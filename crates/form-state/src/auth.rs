@@ -1,5 +1,7 @@
 //! Who asks, and what they may do. Every rule is in this file.
 
+use std::time::SystemTime;
+
 use form_service::Peer;
 use form_types::KindInfo;
 use form_types::v1::token_spec;
@@ -10,7 +12,12 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// A service, by its certificate.
-    Service { name: String, node: String },
+    Service {
+        name: String,
+        node: String,
+        /// When the certificate was made.
+        issued: SystemTime,
+    },
     /// Whoever showed a token.
     Person {
         /// The token's name.
@@ -60,20 +67,20 @@ impl Role {
 
 impl From<Peer> for Identity {
     fn from(peer: Peer) -> Self {
-        Identity::Service { name: peer.service, node: peer.node }
+        Identity::Service { name: peer.service, node: peer.node, issued: peer.issued }
     }
 }
 
 impl Identity {
     /// form-state itself.
     pub(crate) fn myself() -> Self {
-        Identity::Service { name: "form-state".to_owned(), node: String::new() }
+        Identity::Service { name: "form-state".to_owned(), node: String::new(), issued: SystemTime::UNIX_EPOCH }
     }
 
     /// A name for logs and for keeping one asker's things apart from another's.
     pub(crate) fn subject(&self) -> String {
         match self {
-            Identity::Service { name, node } => format!("service-{name}-{node}"),
+            Identity::Service { name, node, .. } => format!("service-{name}-{node}"),
             Identity::Person { token, .. } => format!("token-{token}"),
         }
     }
@@ -105,11 +112,11 @@ impl Identity {
         let allowed = match (self, kind.name) {
             (Identity::Person { project: Some(own), .. }, "Project") => own == name,
             (Identity::Person { project: Some(own), .. }, "Token") => own == of,
-            // A node's agent speaks for its own node, and for the instances that were placed there.
-            (Identity::Service { name: service, node }, "Node") if service == "vmm-service" => {
+            // A node's agents speak for their own node, and for the instances that were placed there.
+            (Identity::Service { name: service, node, .. }, "Node") if is_agent(service) => {
                 verb == Verb::Read || node == name
             }
-            (Identity::Service { name: service, node }, "Instance") if service == "vmm-service" => {
+            (Identity::Service { name: service, node, .. }, "Instance") if is_agent(service) => {
                 verb == Verb::Read || node == of
             }
             _ => true,
@@ -137,7 +144,7 @@ impl Identity {
         };
         let place = if project.is_empty() { "the cluster".to_owned() } else { format!("project {project}") };
         let who = match self {
-            Identity::Service { name, node } => format!("{name} on {node}"),
+            Identity::Service { name, node, .. } => format!("{name} on {node}"),
             Identity::Person { token, project, role } => {
                 let reach = project.as_ref().map_or("all projects".to_owned(), |project| format!("project {project}"));
                 format!("token {token} ({} in {reach})", role.name())
@@ -147,10 +154,20 @@ impl Identity {
     }
 }
 
+/// Whether each node has its own of this service.
+fn is_agent(service: &str) -> bool {
+    matches!(service, "vmm-service" | "formnet")
+}
+
+/// Whoever reads or writes these lets others in.
+fn is_for_admins(kind: &KindInfo) -> bool {
+    matches!(kind.name, "Token" | "JoinToken")
+}
+
 fn service_may(name: &str, verb: Verb, kind: &KindInfo) -> bool {
     match verb {
         // No service has a use for tokens' descriptions; it asks form-state who shows one.
-        Verb::Read => kind.name != "Token" || name == "form-state",
+        Verb::Read => !is_for_admins(kind) || name == "form-state",
         Verb::Write => kind.writers.contains(&name) || name == "form-state",
         Verb::Delete => kind.writers.contains(&name) || name == "form-state",
         Verb::Status => kind.owners.contains(&name),
@@ -159,9 +176,9 @@ fn service_may(name: &str, verb: Verb, kind: &KindInfo) -> bool {
 }
 
 fn person_may(role: Role, verb: Verb, kind: &KindInfo) -> bool {
-    let least = if kind.name == "Token" { Role::Admin } else { Role::Editor };
+    let least = if is_for_admins(kind) { Role::Admin } else { Role::Editor };
     match verb {
-        Verb::Read => kind.name != "Token" || role >= Role::Admin,
+        Verb::Read => !is_for_admins(kind) || role >= Role::Admin,
         Verb::Write => role >= least && !kind.internal,
         Verb::Delete => role >= least && kind.name != "Event",
         Verb::Status | Verb::Finalize => false,
@@ -181,7 +198,7 @@ mod tests {
     }
 
     fn service(name: &str) -> Identity {
-        Identity::Service { name: name.into(), node: "one".into() }
+        Identity::Service { name: name.into(), node: "one".into(), issued: SystemTime::UNIX_EPOCH }
     }
 
     #[test]
@@ -228,8 +245,31 @@ mod tests {
         assert!(service("form-dns").may(Verb::Status, kind("Instance"), "p").is_err());
         assert!(service("form-dns").may(Verb::Write, kind("Instance"), "p").is_err());
         assert!(service("form-dns").may(Verb::Read, kind("Token"), "").is_err());
-        assert!(service("vmm-service").may_touch(Verb::Status, kind("Node"), "one", "one").is_ok());
-        assert!(service("vmm-service").may_touch(Verb::Status, kind("Node"), "two", "two").is_err());
-        assert!(service("vmm-service").may_touch(Verb::Status, kind("Instance"), "web", "two").is_err());
+    }
+
+    #[test]
+    fn the_agents_of_a_node_speak_for_that_node() {
+        for agent in ["vmm-service", "formnet"] {
+            let agent = service(agent);
+            for verb in [Verb::Write, Verb::Status] {
+                assert!(agent.may_touch(verb, kind("Node"), "one", "one").is_ok());
+                assert!(agent.may_touch(verb, kind("Node"), "two", "two").is_err());
+            }
+            assert!(agent.may_touch(Verb::Status, kind("Instance"), "web", "one").is_ok());
+            assert!(agent.may_touch(Verb::Status, kind("Instance"), "web", "two").is_err());
+            assert!(agent.may(Verb::Read, kind("Peer"), "p").is_ok());
+            assert!(agent.may(Verb::Read, kind("Token"), "").is_err());
+            assert!(agent.may(Verb::Read, kind("JoinToken"), "").is_err());
+        }
+        assert!(service("formnet").may(Verb::Finalize, kind("Instance"), "p").is_err());
+    }
+
+    #[test]
+    fn who_joins_is_a_matter_of_the_clusters_admins() {
+        for verb in [Verb::Read, Verb::Write, Verb::Delete] {
+            assert!(person(None, Role::Admin).may(verb, kind("JoinToken"), "").is_ok());
+            assert!(person(None, Role::Editor).may(verb, kind("JoinToken"), "").is_err());
+            assert!(person(Some("p"), Role::Admin).may(verb, kind("JoinToken"), "").is_err());
+        }
     }
 }

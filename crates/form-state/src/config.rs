@@ -7,6 +7,11 @@ use form_service::logs::LogConfig;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster;
+
+/// RFC 6598: shared address space, which no other network of a machine is likely to use.
+pub const IPV4_RANGE: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(100, 64, 0, 0), 10);
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -16,6 +21,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// ca.pem, cert.pem, key.pem.
     pub identity_dir: PathBuf,
+    /// Has ca.pem and ca.key, the cluster's CA, with which machines are let in that join. Empty: this form-state signs
+    /// nothing. A cluster.toml there says what the cluster's ranges are.
+    pub authority_dir: PathBuf,
     /// Instances get their IPv4 addresses from here; each node takes a /24 of it. Decided when the cluster starts.
     pub ipv4_range: Ipv4Net,
     /// Revisions of the log that are kept for watches.
@@ -33,8 +41,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3004)),
             data_dir: "/var/lib/formation/state".into(),
             identity_dir: "/etc/formation/form-state/tls".into(),
-            // RFC 6598: shared address space, which no other network of a machine is likely to use.
-            ipv4_range: Ipv4Net::new_assert([100, 64, 0, 0].into(), 10),
+            authority_dir: PathBuf::new(),
+            ipv4_range: IPV4_RANGE,
             history: 100_000,
             max_mib: 8192,
             cpu_overcommit: 4.0,
@@ -59,9 +67,7 @@ impl form_service::Config for Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.ipv4_range.prefix_len() > 24 {
-            return Err(format!("ipv4_range: {} has no room for a node's /24", self.ipv4_range));
-        }
+        cluster::check_ipv4(self.ipv4_range).map_err(|why| format!("ipv4_range: {why}"))?;
         if !(1.0..=64.0).contains(&self.cpu_overcommit) {
             return Err(format!("cpu_overcommit: {} is not between 1 and 64", self.cpu_overcommit));
         }

@@ -7,6 +7,7 @@ use form_types::v1::Key;
 use http::StatusCode;
 use tonic::{Code, Status};
 
+use crate::registry::JoinError;
 use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,10 @@ pub enum Error {
     Contended(Key),
     #[error("all prefixes of the cluster's address range are given to nodes")]
     NoPrefixLeft,
+    #[error("all addresses for peers are given; revoke a peer that is not needed: form net peer revoke")]
+    NoAddressLeft,
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error("the log does not reach back to revision {asked} any more: list, and watch from the list's revision")]
     Compacted { asked: u64 },
     #[error("the store's disk is full: nothing was changed; free some space and try again")]
@@ -66,6 +71,15 @@ impl Error {
             Error::Denied(_) => (StatusCode::FORBIDDEN, "forbidden", Code::PermissionDenied),
             Error::Contended(_) => (StatusCode::SERVICE_UNAVAILABLE, "contended", Code::Aborted),
             Error::NoPrefixLeft => (StatusCode::CONFLICT, "no-prefix-left", Code::ResourceExhausted),
+            Error::NoAddressLeft => (StatusCode::CONFLICT, "no-address-left", Code::ResourceExhausted),
+            Error::Join(why) => match why {
+                JoinError::Unknown => (StatusCode::UNAUTHORIZED, "join-token-unknown", Code::Unauthenticated),
+                JoinError::Expired => (StatusCode::UNAUTHORIZED, "join-token-expired", Code::Unauthenticated),
+                JoinError::Used(_) => (StatusCode::FORBIDDEN, "join-token-used", Code::PermissionDenied),
+                JoinError::OtherNode(_) => (StatusCode::FORBIDDEN, "join-token-of-another", Code::PermissionDenied),
+                JoinError::Removed(_) => (StatusCode::FORBIDDEN, "join-token-of-removed", Code::PermissionDenied),
+                JoinError::NoAuthority => (StatusCode::NOT_IMPLEMENTED, "no-authority", Code::FailedPrecondition),
+            },
             Error::Compacted { .. } => (StatusCode::GONE, "compacted", Code::OutOfRange),
             Error::Full => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", Code::ResourceExhausted),
             Error::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", Code::Unavailable),

@@ -32,6 +32,12 @@ pub(crate) async fn run(registry: Registry) {
             if let Err(error) = sweep_events(&registry, SystemTime::now()).await {
                 tracing::warn!(error = form_service::run::chain(&error), "old events were not swept");
             }
+            if let Err(error) = registry.forget_removed(SystemTime::now()).await {
+                tracing::warn!(
+                    error = form_service::run::chain(&error),
+                    "nodes that were removed long ago were not forgotten"
+                );
+            }
         }
     };
     tokio::join!(presence, events);

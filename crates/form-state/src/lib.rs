@@ -10,8 +10,10 @@
 
 mod api;
 mod auth;
+pub mod cluster;
 mod config;
 mod error;
+mod expiry;
 mod janitor;
 mod keys;
 mod registry;
@@ -22,7 +24,8 @@ mod tokens;
 
 pub use api::openapi::{document as openapi, yaml as openapi_yaml};
 pub use auth::{Identity, Role};
-pub use config::Config;
+pub use cluster::Cluster;
+pub use config::{Config, IPV4_RANGE};
 pub use error::Error;
-pub use registry::{Cluster, Registry};
+pub use registry::{JoinError, Registry};
 pub use service::{RunError, run};

@@ -3,14 +3,20 @@
 //! A write is planned from what is stored, and committed only if that is still what is stored; where another was faster,
 //! it is planned again. So the rules need no locks, and hold for as many form-states as share a store.
 
-mod claims;
+pub(crate) mod claims;
+mod joining;
+mod parts;
+mod peers;
 mod plan;
+mod prefixes;
+mod removed;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use form_service::Authority;
 use form_types::v1::{
     Change, CreateRequest, DeleteRequest, FinalizeRequest, Key, Lease, ListRequest, ListResponse, Operation, Resource,
     UpdateStatusRequest, WatchRequest, WatchResponse, change, operation,
@@ -19,13 +25,14 @@ use form_types::{Invalid, KINDS, Kind as _, KindInfo, Object, Selector, kinds};
 use futures::StreamExt as _;
 use futures::future;
 use futures::stream::{self, BoxStream};
-use ipnet::{Ipv4Net, Ipv6Net};
 use prost::Message as _;
+use tokio::sync::watch;
 
+pub use self::joining::JoinError;
 use self::plan::Plan;
 use crate::auth::Verb;
 use crate::store::{self, Compare, Entry, Op, Outcome, Range, Store, StoreError};
-use crate::{Error, Identity, keys};
+use crate::{Cluster, Error, Identity, keys};
 
 const MOST_OPERATIONS: usize = 128;
 const PAGE: usize = 500;
@@ -34,19 +41,15 @@ const PROJECTS: usize = 1024;
 /// How often a write is planned again before its caller is told to come back.
 const ATTEMPTS: usize = 32;
 
-/// What was decided when the cluster was made.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    pub ipv4: Ipv4Net,
-    /// A ULA /48 (RFC 4193).
-    pub ipv6: Ipv6Net,
-}
-
 #[derive(Clone)]
 pub struct Registry {
     store: Arc<dyn Store>,
     cluster: Cluster,
     projects: Arc<Projects>,
+    removed: watch::Sender<removed::Removed>,
+    authority: Option<Arc<Authority>>,
+    /// The node that this form-state runs on; its services are not cut from it.
+    home: String,
 }
 
 /// The revisions of projects that were open when they were last looked at: what a write into one has to compare. One
@@ -56,7 +59,14 @@ struct Projects(Mutex<HashMap<String, u64>>);
 
 impl Registry {
     pub fn new(store: Arc<dyn Store>, cluster: Cluster) -> Self {
-        Self { store, cluster, projects: Arc::default() }
+        let removed = watch::Sender::default();
+        Self { store, cluster, projects: Arc::default(), removed, authority: None, home: String::new() }
+    }
+
+    /// With the cluster's CA, if it is here, and on this node.
+    #[must_use]
+    pub fn on(self, node: &str, authority: Option<Authority>) -> Self {
+        Self { home: node.to_owned(), authority: authority.map(Arc::new), ..self }
     }
 
     pub(crate) fn store(&self) -> &dyn Store {
@@ -338,8 +348,7 @@ impl Registry {
     }
 
     /// Records an event. That it could not be is no reason for what it is about to fail.
-    pub(crate) async fn note(&self, event: Option<Object<kinds::Event>>) {
-        let Some(event) = event else { return };
+    pub(crate) async fn note(&self, event: Object<kinds::Event>) {
         let request = CreateRequest { resource: Some(event.into()), idempotency_key: String::new() };
         if let Err(error) = self.create(&Identity::myself(), request).await {
             tracing::warn!(%error, "an event was not recorded");

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use form_types::v1::{
-    Change, Key, ListRequest, Resource, UpdateStatusRequest, WatchRequest, change, event_spec, instance_status::Phase,
+    Change, InstanceSpec, Key, ListRequest, Resource, UpdateStatusRequest, WatchRequest, change, event_spec,
+    instance_status::Phase,
 };
 use form_types::{Kind, Object, event, kinds};
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
 
+use crate::registry::claims;
 use crate::{Error, Identity, Registry};
 
 type Instance = Object<kinds::Instance>;
@@ -35,8 +37,18 @@ struct Scheduler {
     cpu_overcommit: f64,
     nodes: BTreeMap<String, Node>,
     used: HashMap<String, Use>,
-    placed: HashMap<Name, (String, Use)>,
+    placed: HashMap<Name, Placed>,
+    /// Who has a port of a node, as its claim names it.
+    ports: HashMap<String, Name>,
     pending: BTreeMap<Name, Instance>,
+}
+
+/// What an instance has of its node.
+#[derive(Clone, PartialEq, Eq)]
+struct Placed {
+    node: String,
+    held: Use,
+    ports: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +73,7 @@ impl Scheduler {
             nodes: BTreeMap::new(),
             used: HashMap::new(),
             placed: HashMap::new(),
+            ports: HashMap::new(),
             pending: BTreeMap::new(),
         }
     }
@@ -127,21 +140,28 @@ impl Scheduler {
     fn note_instance(&mut self, instance: Instance, deleted: bool, attempt: &mut Try) {
         let name = (instance.meta.project.clone(), instance.meta.name.clone());
         let status = &instance.status;
-        let now = (!deleted && !status.node.is_empty())
-            .then(|| (status.node.clone(), Use { vcpu: status.vcpu, memory_mib: status.memory_mib }));
+        let now = (!deleted && !status.node.is_empty()).then(|| Placed {
+            node: status.node.clone(),
+            held: Use { vcpu: status.vcpu, memory_mib: status.memory_mib },
+            ports: claims::ports(&status.node, &instance.spec),
+        });
         let before = match &now {
             Some(now) => self.placed.insert(name.clone(), now.clone()),
             None => self.placed.remove(&name),
         };
-        if let Some((node, held)) = &before {
+        if let Some(Placed { node, held, ports }) = &before {
             let used = self.used.entry(node.clone()).or_default();
             used.vcpu = used.vcpu.saturating_sub(held.vcpu);
             used.memory_mib = used.memory_mib.saturating_sub(held.memory_mib);
+            for port in ports {
+                self.ports.remove(port);
+            }
         }
-        if let Some((node, held)) = &now {
+        if let Some(Placed { node, held, ports }) = &now {
             let used = self.used.entry(node.clone()).or_default();
             used.vcpu = used.vcpu.saturating_add(held.vcpu);
             used.memory_mib = used.memory_mib.saturating_add(held.memory_mib);
+            self.ports.extend(ports.iter().map(|port| (port.clone(), name.clone())));
         }
         if before.is_some() && before != now {
             attempt.all = true;
@@ -166,8 +186,8 @@ impl Scheduler {
                     self.tell(&resource).await;
                     self.note(resource, false, &mut Try::default());
                 }
-                // Changed or gone meanwhile: the watch tells.
-                Err(Error::Conflict { .. } | Error::NotFound(_) | Error::OtherUid { .. }) => {}
+                // Changed or gone meanwhile, or somebody took a port: the watch tells.
+                Err(Error::Conflict { .. } | Error::NotFound(_) | Error::OtherUid { .. } | Error::Taken { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -216,15 +236,24 @@ impl Scheduler {
             vcpu: instance.spec.vcpu.unwrap_or(sizes.vcpu),
             memory_mib: instance.spec.memory_mib.unwrap_or(sizes.memory_mib),
         };
-        let fitting = self.nodes.values().filter_map(|node| Some((self.room(node, wanted)?, node)));
+        let with_room: Vec<_> = self.nodes.values().filter_map(|node| Some((self.room(node, wanted)?, node))).collect();
+        let fitting = with_room.iter().filter(|(_, node)| self.taken_port(node, &instance.spec).is_none());
         // The most memory left; of equals, the first by name.
         let best = fitting.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        let taken = with_room.iter().find_map(|(_, node)| self.taken_port(node, &instance.spec));
+        let status = &mut instance.status;
         match best {
             Some((_, node)) => {
                 status.node = node.meta.name.clone();
                 (status.vcpu, status.memory_mib) = (wanted.vcpu, wanted.memory_mib);
                 status.reason = "Placed".to_owned();
                 status.message = format!("placed on {}", node.meta.name);
+            }
+            None if let Some((port, (project, name))) = taken => {
+                status.reason = "PortTaken".to_owned();
+                status.message = format!(
+                    "no node with room for it has all of its ports free; {port} belongs to Instance {project}/{name}"
+                );
             }
             None => {
                 status.reason = "NoRoom".to_owned();
@@ -238,6 +267,12 @@ impl Scheduler {
             }
         }
         Ok(instance)
+    }
+
+    /// A port of `node` that an instance with this spec would need and somebody has, and who.
+    fn taken_port(&self, node: &Node, spec: &InstanceSpec) -> Option<(String, &Name)> {
+        let ports = claims::ports(&node.meta.name, spec).into_iter();
+        ports.filter_map(|port| self.ports.get_key_value(&port)).map(|(port, owner)| (port.clone(), owner)).next()
     }
 
     /// The memory that `node` would have left, MiB; `None`: it does not fit.

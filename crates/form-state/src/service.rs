@@ -1,24 +1,24 @@
 //! Opens the store, makes what a new cluster needs, and serves.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use form_service::identity::IdentityError;
 use form_service::listener::{self, Limits};
-use form_service::{Context, secret};
+use form_service::{Authority, Context, secret};
 use form_types::v1::token_spec::Role;
 use form_types::v1::{CreateRequest, DeleteRequest, ProjectSpec, Resource, TokenSpec, TokenStatus};
 use form_types::{Object, kinds};
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::store::{Compare, Op, SqliteOptions, SqliteStore, Store, StoreError, Txn};
-use crate::{Cluster, Config, Error, Identity, Registry, api, janitor, keys, scheduler};
+use crate::{Cluster, Config, Error, Identity, Registry, api, expiry, janitor, keys, scheduler};
 
 /// Where the first admin's token is put, in the data directory.
 const ADMIN_TOKEN: &str = "admin.token";
@@ -32,8 +32,10 @@ pub enum RunError {
     Store { path: PathBuf, source: StoreError },
     #[error("listening on {address}; is another form-state running?")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("ipv4_range: {wanted}; this cluster was made with {decided}, and its addresses are in use: put that back")]
-    Range { wanted: Ipv4Net, decided: Ipv4Net },
+    #[error("{key}: {wanted}; this cluster was made with {decided}, and its addresses are in use: put that back")]
+    Range { key: &'static str, wanted: IpNet, decided: IpNet },
+    #[error("the cluster's ranges, cluster.toml in {}", .dir.display())]
+    Cluster { dir: PathBuf, source: io::Error },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error("making what a new cluster needs")]
@@ -50,13 +52,18 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let options = SqliteOptions { history: config.history, max_bytes: config.max_mib << 20 };
     let store = SqliteStore::open(&path, options).await.map_err(|source| RunError::Store { path, source })?;
 
-    let ipv6 = decided(&store, keys::CLUSTER_IPV6, random_ula()).await?;
-    let ipv4 = decided(&store, keys::CLUSTER_IPV4, config.ipv4_range).await?;
-    if ipv4 != config.ipv4_range {
-        return Err(RunError::Range { wanted: config.ipv4_range, decided: ipv4 });
-    }
-    let registry = Registry::new(Arc::new(store), Cluster { ipv4, ipv6 });
+    let (authority, written) = match &config.authority_dir {
+        dir if dir.as_os_str().is_empty() => (None, None),
+        dir => {
+            let written = Cluster::read(dir).map_err(|source| RunError::Cluster { dir: dir.clone(), source })?;
+            (Some(Authority::open(dir)?), written)
+        }
+    };
+    let cluster = decide(&store, written, config.ipv4_range).await?;
+    let home = context.identity.name().map(|name| name.node).unwrap_or_default();
+    let registry = Registry::new(Arc::new(store), cluster).on(&home, authority);
     bootstrap(&registry, &config.data_dir).await?;
+    let removed = registry.load_removed().await?;
 
     let listener =
         TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
@@ -65,6 +72,8 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     let mut background = JoinSet::new();
     background.spawn(scheduler::run(registry.clone(), config.cpu_overcommit));
     background.spawn(janitor::run(registry.clone()));
+    background.spawn(expiry::run(registry.clone()));
+    background.spawn(registry.clone().follow_removed(removed));
     context.health.done("store");
     tracing::info!(address = %config.listen, "form-state serves");
     let routes = api::routes(registry, context.shutdown.clone());
@@ -73,11 +82,20 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The cluster's ULA /48, picked at random (RFC 4193, section 3.2).
-fn random_ula() -> Ipv6Net {
-    let random = uuid::Uuid::new_v4().as_u128();
-    let address = Ipv6Addr::from((0xfd << 120) | (random & (((1 << 40) - 1) << 80)));
-    Ipv6Net::new_assert(address, 48).trunc()
+/// The cluster's ranges: those that were decided at the first start, on what was written down beside the CA, or else on
+/// the configured one and a random one.
+async fn decide(store: &impl Store, written: Option<Cluster>, configured: Ipv4Net) -> Result<Cluster, RunError> {
+    let proposal = written.clone().unwrap_or_else(|| Cluster::new(configured));
+    let ipv4 = decided(store, keys::CLUSTER_IPV4, proposal.ipv4).await?;
+    let ipv6 = decided(store, keys::CLUSTER_IPV6, proposal.ipv6).await?;
+    if ipv4 != proposal.ipv4 {
+        let key = if written.is_some() { "cluster.toml, ipv4" } else { "ipv4_range" };
+        return Err(RunError::Range { key, wanted: proposal.ipv4.into(), decided: ipv4.into() });
+    }
+    if written.is_some() && ipv6 != proposal.ipv6 {
+        return Err(RunError::Range { key: "cluster.toml, ipv6", wanted: proposal.ipv6.into(), decided: ipv6.into() });
+    }
+    Ok(Cluster { ipv4, ipv6 })
 }
 
 /// What is decided once: the first value that was proposed for `key`.

@@ -1,11 +1,12 @@
-//! Tokens: `form_<name>_<secret>`. The secret has 256 random bits, so its plain SHA-256 is safe to store.
+//! Tokens: `form_<name>_<secret>`, and `formjoin_<name>_<secret>` of a JoinToken. The secret has 256 random bits, so its
+//! plain SHA-256 is safe to store.
 
 use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
 use form_types::v1::Key;
 use form_types::{Object, kinds};
-use futures::{StreamExt as _, future};
+use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::auth::{Identity, Role};
@@ -16,39 +17,51 @@ const UNKNOWN: Error = Error::Unauthenticated("this token is not known; it was r
 const CHANGED: Error = Error::Unauthenticated("this token was changed or revoked; start again");
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// How a token begins, and how a JoinToken's does.
+pub(crate) const TOKEN: &str = "form_";
+pub(crate) const JOIN: &str = "formjoin_";
+
 /// A new token for `name`, and what is stored of it.
-pub(crate) fn mint(name: &str) -> Result<(String, Vec<u8>), Error> {
+pub(crate) fn mint(prefix: &str, name: &str) -> Result<(String, Vec<u8>), Error> {
     let mut secret = [0_u8; 32];
     getrandom::fill(&mut secret)
         .map_err(|error| Error::Store(crate::store::StoreError::Engine(error.to_string().into())))?;
-    let token = format!("form_{name}_{}", BASE64URL_NOPAD.encode(&secret));
+    let token = format!("{prefix}{name}_{}", BASE64URL_NOPAD.encode(&secret));
     let hash = hash(&token);
     Ok((token, hash))
 }
 
-pub(crate) fn hash(token: &str) -> Vec<u8> {
+/// The name in a token: a DNS label, so the first underscore after it is where the secret starts.
+pub(crate) fn name<'a>(prefix: &str, token: &'a str) -> Option<&'a str> {
+    let (name, _) = token.strip_prefix(prefix)?.split_once('_')?;
+    (name.len() <= 63).then_some(name)
+}
+
+/// Whether `token` is the one that this is stored of. Both sides are hashes of what nobody can guess; how long the
+/// comparison takes tells nothing of use.
+pub(crate) fn is(token: &str, stored: &[u8]) -> bool {
+    *stored == hash(token)[..]
+}
+
+fn hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }
 
 impl Registry {
     /// Who shows `token`.
     pub async fn authenticate(&self, token: &str) -> Result<Identity, Error> {
-        // A name is a DNS label, so the first underscore after it is where the secret starts.
-        let (name, _) = token.strip_prefix("form_").and_then(|rest| rest.split_once('_')).ok_or(UNKNOWN)?;
-        if name.len() > 63 {
-            return Err(UNKNOWN);
-        }
+        let name = name(TOKEN, token).ok_or(UNKNOWN)?;
         let stored = self.store().get(&keys::token(name)).await?.ok_or(UNKNOWN)?;
-        // Both sides are hashes of what nobody can guess; how long the comparison takes tells nothing of use.
-        if stored.value[..] != hash(token)[..] {
+        if !is(token, &stored.value) {
             return Err(UNKNOWN);
         }
         self.holder(name).await.map(|(who, _)| who)
     }
 
-    /// Returns when `who` may no longer act: their token was changed, revoked, or is over.
+    /// Returns when `who` may no longer act: their token was changed, revoked, or is over;
+    /// their node was removed.
     pub(crate) async fn until_refused(&self, who: &Identity) -> Error {
-        let Identity::Person { token, .. } = who else { return future::pending().await };
+        let Identity::Person { token, .. } = who else { return self.until_removed(who).await };
         self.until_changed(token, who).await.err().unwrap_or(CHANGED)
     }
 

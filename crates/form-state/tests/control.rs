@@ -118,11 +118,12 @@ async fn two_instances_never_have_one_address() {
     let node = agent.get::<kinds::Node>("", "one").await.unwrap().spec;
     let v4 = node.ipv4_prefix.replace("0/24", "5");
     let v6 = node.ipv6_prefix.replace("::/64", "::5");
+    let net = cloud.service("formnet", "one");
     a.status.addresses = vec![v4.clone(), v6.clone()];
-    let a = agent.update_status(a).await.unwrap();
+    let a = net.update_status(a).await.unwrap();
     for taken in [v4, v6.clone(), v6.replace("::5", ":0:0::0005")] {
         b.status.addresses = vec![taken.clone()];
-        assert!(matches!(agent.update_status(b.clone()).await, Err(Error::AlreadyExists(_))), "{taken}");
+        assert!(matches!(net.update_status(b.clone()).await, Err(Error::AlreadyExists(_))), "{taken}");
     }
     b.status.addresses = vec![node.ipv4_prefix.replace("0/24", "6")];
     // A claim goes with who had it.
@@ -132,7 +133,7 @@ async fn two_instances_never_have_one_address() {
     agent.finalize::<kinds::Instance>(&a.meta).await.unwrap();
     agent.finalize::<kinds::Instance>(&a.meta).await.unwrap();
     assert!(matches!(agent.get::<kinds::Instance>("default", "a").await, Err(Error::NotFound(_))));
-    agent.update_status(b).await.unwrap();
+    net.update_status(b).await.unwrap();
 }
 
 #[tokio::test]
@@ -150,9 +151,10 @@ async fn an_address_that_is_not_out_of_its_nodes_prefix_is_refused() {
     let mut web = until::<kinds::Instance>(&agent, "default", "web", |it| it.status.node == "one").await;
     let prefix = async |node: &str| agent.get::<kinds::Node>("", node).await.unwrap().spec.ipv4_prefix;
     let (own, other) = (prefix("one").await, prefix("two").await);
+    let net = cloud.service("formnet", "one");
     for outside in [other.replace("0/24", "5"), "192.0.2.1".to_owned(), "fd00::5".to_owned()] {
         web.status.addresses = vec![own.replace("0/24", "5"), outside.clone()];
-        let Err(Error::Invalid(said)) = agent.update_status(web.clone()).await else { panic!("{outside} was taken") };
+        let Err(Error::Invalid(said)) = net.update_status(web.clone()).await else { panic!("{outside} was taken") };
         assert!(said.contains("status.addresses") && said.contains(&outside) && said.contains(&own), "{said}");
     }
     assert_eq!(agent.get::<kinds::Instance>("default", "web").await.unwrap().status.addresses, [""; 0]);

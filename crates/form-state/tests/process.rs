@@ -324,10 +324,11 @@ async fn of_96_that_want_an_address_at_once_no_two_get_the_same_however_often_it
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
+    let net = state.service("formnet", "one");
     let mut takers = tokio::task::JoinSet::new();
     for name in names {
-        let (agent, prefix) = (agent.clone(), prefix.clone());
-        takers.spawn(async move { take_address(&agent, &name, &prefix).await });
+        let (net, prefix) = (net.clone(), prefix.clone());
+        takers.spawn(async move { take_address(&net, &name, &prefix).await });
     }
     let (mut told, mut kills) = (Vec::new(), 0);
     while let Some(address) = takers.join_next().await {

@@ -1,6 +1,6 @@
 //! The formats that a rule can ask of a string.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::v1::rules::Format;
 
@@ -29,6 +29,10 @@ pub(crate) fn mismatch(format: Format, text: &str) -> Option<&'static str> {
             is_label_key(text),
             "a label's key: 1 to 63 letters, digits, '.', '_', '-' and '/', a letter or digit first",
         ),
+        Format::WireGuardKey => (is_wireguard_key(text), "a WireGuard key: 43 letters, digits, '+' and '/', and a '='"),
+        Format::SocketAddress => {
+            (text.parse::<SocketAddr>().is_ok(), "an address and a port, like 192.0.2.1:51820 or [2001:db8::1]:51820")
+        }
         Format::HttpsUrl => (is_https_url(text), "an https:// address of a host, a port and a path"),
     };
     if fits { None } else { Some(wanted) }
@@ -71,6 +75,19 @@ fn is_tame_path(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control) && text.split('/').all(|part| part != "..")
 }
 
+/// The base64 of 32 bytes has 43 characters that count; the last of them holds four bits, with nothing below. The number's
+/// highest bit is in the one before, and has to be 0: X25519 ignores it (RFC 7748, section 5), so with it one key would
+/// have two spellings, and whoever knows another's key could take its place by the second.
+fn is_wireguard_key(text: &str) -> bool {
+    let Some(digits) = text.strip_suffix('=').filter(|digits| digits.len() == 43) else { return false };
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
+    let highest = digits
+        .as_bytes()
+        .get(41)
+        .is_some_and(|byte| matches!(byte, b'A'..=b'H' | b'Q'..=b'X' | b'g'..=b'n' | b'w'..=b'z' | b'0'..=b'3'));
+    digits.bytes().all(inner) && highest && digits.ends_with(|c| "AEIMQUYcgkosw048".contains(c))
+}
+
 fn is_https_url(text: &str) -> bool {
     let fine = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'@');
     text.strip_prefix("https://")
@@ -96,6 +113,22 @@ mod tests {
             (Format::AbsolutePath, &["/", "/a/b"], &["", "a", "/a/../b", "/a\0"]),
             (Format::RelativePath, &["a", "a/b"], &["", "/a", "../a", "a/.."]),
             (Format::LabelKey, &["a", "example.org/App_1"], &["", "/a", "a b", "a=b", "a,b", "!a", &long]),
+            (
+                Format::WireGuardKey,
+                &["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
+                &[
+                    "",
+                    "AAAA=",
+                    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB=",
+                    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAIA=",
+                    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+                ],
+            ),
+            (
+                Format::SocketAddress,
+                &["192.0.2.1:51820", "[2001:db8::1]:1"],
+                &["192.0.2.1", "2001:db8::1:1", "a:1", "192.0.2.1:65536"],
+            ),
             (
                 Format::HttpsUrl,
                 &["https://a:1/b", "https://[::1]:2"],

@@ -92,7 +92,11 @@ kinds! {
     }
     Node "nodes" Cluster {
         spec: NodeSpec, status: NodeStatus,
-        owners: ["vmm-service", "form-state"], writers: ["vmm-service"], finalized: false, internal: false
+        owners: ["vmm-service", "formnet", "form-state"], writers: ["vmm-service", "formnet"], finalized: false, internal: false
+    }
+    JoinToken "jointokens" Cluster {
+        spec: JoinTokenSpec, status: JoinTokenStatus,
+        owners: ["form-state"], writers: [], finalized: false, internal: false
     }
     Token "tokens" Cluster {
         spec: TokenSpec, status: TokenStatus,
@@ -100,6 +104,10 @@ kinds! {
     }
     Network "networks" Project {
         spec: NetworkSpec, status: NetworkStatus,
+        owners: ["form-state"], writers: [], finalized: false, internal: false
+    }
+    Peer "peers" Project {
+        spec: PeerSpec, status: PeerStatus,
         owners: ["form-state"], writers: [], finalized: false, internal: false
     }
     Build "builds" Project {
@@ -112,7 +120,7 @@ kinds! {
     }
     Instance "instances" Project {
         spec: InstanceSpec, status: InstanceStatus,
-        owners: ["vmm-service", "form-state"], writers: [], finalized: true, internal: false
+        owners: ["vmm-service", "formnet", "form-state"], writers: [], finalized: true, internal: false
     }
     Zone "zones" Project {
         spec: ZoneSpec, status: ZoneStatus,
@@ -124,7 +132,7 @@ kinds! {
     }
     Event "events" Project {
         spec: EventSpec, status: EventStatus,
-        owners: [], writers: ["form-state", "vmm-service", "form-pack-manager", "form-dns"],
+        owners: [], writers: ["form-state", "vmm-service", "form-pack-manager", "form-dns", "formnet"],
         finalized: false, internal: true
     }
 }

@@ -31,6 +31,11 @@ pub use prost_types::Timestamp;
 pub use schema::{FieldDoc, explain, schemas};
 pub use validate::validate;
 
+/// The moment `span` from now, in whole seconds: an end that people read.
+pub fn from_now(span: std::time::Duration) -> Timestamp {
+    Timestamp { nanos: 0, ..timestamp(std::time::SystemTime::now() + span) }
+}
+
 /// The moment as the wire has it, UTC.
 pub fn timestamp(at: std::time::SystemTime) -> Timestamp {
     Timestamp::from(at)

@@ -113,14 +113,17 @@ fn bytes(any: &Option<Any>) -> &[u8] {
     any.as_ref().map(|any| any.value.as_slice()).unwrap_or_default()
 }
 
-/// What happened to `about`, for the project's list of events. `None` for a kind of the cluster: events live in projects.
+/// Events live in projects; what happens to what is in none is told in this one, which is always there.
+const OF_THE_CLUSTER: &str = "default";
+
+/// What happened to `about`, for the list of events of its project.
 pub fn event<K: Kind>(
     about: &Meta,
     of: event_spec::Type,
     reason: &str,
     message: impl Into<String>,
     reporter: &str,
-) -> Option<Object<kinds::Event>> {
+) -> Object<kinds::Event> {
     let spec = EventSpec {
         r#type: of.into(),
         kind: K::INFO.name.to_owned(),
@@ -133,5 +136,6 @@ pub fn event<K: Kind>(
     };
     // Names in the order of time, so that a list is a history.
     let name = uuid::Uuid::now_v7().simple().to_string();
-    (!K::INFO.is_cluster_scoped()).then(|| Object::new(&about.project, &name, spec))
+    let project = if K::INFO.is_cluster_scoped() { OF_THE_CLUSTER } else { &about.project };
+    Object::new(project, &name, spec)
 }

@@ -264,7 +264,8 @@ fn pattern(format: Format) -> Option<&'static str> {
         Format::RelativePath => Some("^[^/]"),
         Format::LabelKey => Some("^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"),
         Format::HttpsUrl => Some("^https://[^/?#@]"),
-        Format::Any | Format::RecordName | Format::IpAddress | Format::IpPrefix => None,
+        Format::WireGuardKey => Some("^[A-Za-z0-9+/]{41}[A-HQ-Xg-nw-z0-3][AEIMQUYcgkosw048]=$"),
+        Format::Any | Format::RecordName | Format::IpAddress | Format::IpPrefix | Format::SocketAddress => None,
     }
 }
 

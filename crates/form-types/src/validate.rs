@@ -1,13 +1,14 @@
 //! Whether a resource is one that the cloud can hold: the rules of `proto/`, walked over its fields.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind as FieldKind, MapKey, ReflectMessage as _, Value};
 
 use crate::v1::rules::Format;
-use crate::v1::{Resource, Rules};
-use crate::{Invalid, KindInfo, Violation, descriptor, format};
+use crate::v1::{InstanceSpec, Resource, Rules};
+use crate::{Invalid, Kind as _, KindInfo, Violation, descriptor, format, kinds};
 
 /// Seconds of the years 1 to 9999.
 const TIMES: std::ops::RangeInclusive<i128> = -62_135_596_800..=253_402_300_799;
@@ -60,7 +61,27 @@ pub fn validate(resource: &Resource) -> Result<&'static KindInfo, Invalid> {
             Err(error) => report(&mut found, part, format!("cannot be decoded: {error}")),
         }
     }
+    if kind.name == kinds::Instance::INFO.name {
+        ports(resource, &mut found);
+    }
     Invalid::check(found).map(|()| kind)
+}
+
+/// A port of the node leads to one port of the instance.
+fn ports(resource: &Resource, found: &mut Vec<Violation>) {
+    let spec = resource.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+    // What cannot be decoded was found already.
+    let Ok(spec) = InstanceSpec::decode(spec) else { return };
+    let mut seen = HashMap::new();
+    for (index, port) in spec.publish.iter().enumerate() {
+        let Some(first) = seen.insert((port.protocol, port.host_port), index) else { continue };
+        let text = format!(
+            "the node's port {}/{} is published already, by spec.publish[{first}]",
+            port.host_port,
+            port.protocol().as_str_name()
+        );
+        found.push(Violation { path: format!("spec.publish[{index}]"), what: text });
+    }
 }
 
 pub(crate) fn unknown_kind(name: &str) -> Invalid {

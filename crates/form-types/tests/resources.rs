@@ -52,6 +52,20 @@ fn all_violations_are_told_at_once() {
 }
 
 #[test]
+fn a_port_of_the_node_is_published_once() {
+    let publish = |second: Value| {
+        let first = json!({"host_port": 8080, "port": 80});
+        instance(json!({"package": "web", "publish": [first, second]}))
+    };
+    check(publish(json!({"host_port": 8080, "port": 80, "protocol": "udp"}))).unwrap();
+    check(publish(json!({"host_port": 8081, "port": 80}))).unwrap();
+    assert_eq!(
+        refusal(publish(json!({"host_port": 8080, "port": 81, "protocol": "tcp"}))),
+        "spec.publish[1]: the node's port 8080/tcp is published already, by spec.publish[0]"
+    );
+}
+
+#[test]
 fn what_has_no_place_is_refused_with_its_path() {
     let said = refusal(instance(json!({"package": "a", "memory": 3, "cpus": 1})));
     for path in ["spec.memory: there is no such field; there are package, network,", "\nspec.cpus: there is no"] {

@@ -43,6 +43,16 @@ impl Api {
         &self.context.zone
     }
 
+    /// Where form-state is reached.
+    pub(crate) fn state(&self) -> SocketAddr {
+        self.context.state
+    }
+
+    /// The cluster's CA, PEM.
+    pub(crate) fn ca(&self) -> &str {
+        &self.context.ca
+    }
+
     fn url(&self, kind: &KindInfo, project: &str, name: &str) -> String {
         let mut url = format!("https://form-state:{}/v1", self.context.state.port());
         if !kind.is_cluster_scoped() {

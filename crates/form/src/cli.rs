@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -33,7 +34,7 @@ someone else; 5 not allowed; 6 the cloud cannot be reached, or not now.";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run the whole cloud on this machine, in one process, until it is stopped
+    /// Run the whole cloud on this machine, or its part of the one that it joined, in one process, until it is stopped
     Up(Up),
     /// Make the identities of services that run as processes of their own, in containers for example
     Init(Init),
@@ -70,6 +71,12 @@ pub(crate) enum Command {
     /// Make, list and revoke tokens
     #[command(subcommand)]
     Token(Token),
+    /// Invite machines to be nodes, join, list and remove them
+    #[command(subcommand)]
+    Node(Node),
+    /// The network: machines outside of the cluster that are let into it
+    #[command(subcommand)]
+    Net(Net),
     /// Print a completion script for a shell
     Completion { shell: clap_complete::Shell },
 }
@@ -106,6 +113,9 @@ pub(crate) struct Init {
     /// An address that clients use, beside loopback
     #[arg(long, value_name = "IP")]
     pub(crate) address: Vec<std::net::IpAddr>,
+    /// Where all IPv4 addresses of instances are out of; decided once, with the CA [default: 100.64.0.0/10]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) ipv4_range: Option<ipnet::Ipv4Net>,
 }
 
 #[derive(Args)]
@@ -197,6 +207,9 @@ pub(crate) struct Run {
     /// What happens when the workload ends by itself [default: what the Formfile says, else always]
     #[arg(long, value_enum)]
     pub(crate) restart: Option<Restart>,
+    /// Have a port of it answer at its node's own addresses, from outside too: 8080:80, 5353:53/udp
+    #[arg(long, value_name = "HOST_PORT:PORT[/udp]")]
+    pub(crate) publish: Vec<String>,
     /// How many of it: NAME-1, NAME-2 and so on, which share NAME; run it again to have more or fewer [default: what
     /// the Formfile says, else one that is called NAME]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -453,11 +466,201 @@ pub(crate) enum Token {
     Revoke { name: String },
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Node {
+    /// Print a word that lets one machine in, once
+    #[command(after_help = INVITING)]
+    Invite(Invite),
+    /// Make this machine a node of the cluster that it was invited to
+    #[command(after_help = JOINING)]
+    Join(NodeJoin),
+    /// List the nodes
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Place no new instance on a node; those that are there run on
+    Cordon { name: String },
+    /// Place instances on a node again
+    Uncordon { name: String },
+    /// Take a node out of the cluster, once no instance is on it: what its services show opens nothing any more
+    ///
+    /// The same machine may come back later, under the same name too: it is invited and joins as any other.
+    #[command(visible_alias = "rm")]
+    Remove { name: String },
+}
+
+const INVITING: &str = "\
+The new machine has to reach form-state, which `form up` has listen on loopback: start it with --set address=ADDRESS.
+
+  # on a machine of the cluster
+  form node invite --name two
+  # on the new one
+  form node join formation1-...
+  form up";
+
+const JOINING: &str = "\
+Its keys are made here and stay here. Repeat the same command if it was interrupted: it goes on where it was.
+
+  form node join formation1-...
+  # from standard input, where no list of processes shows it
+  form node join - < word";
+
+#[derive(Args)]
+pub(crate) struct Invite {
+    /// The name that the node will have [default: what it calls itself]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// How long the word is good for: 30m, 1h, 2d
+    #[arg(long, value_name = "SPAN", value_parser = span, default_value = "1h")]
+    pub(crate) expires: Duration,
+    /// Where the new machine reaches form-state [default: where it is reached from here]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct NodeJoin {
+    /// The word that `form node invite` printed; - is standard input
+    #[arg(value_name = "WORD")]
+    pub(crate) token: String,
+    /// This node's name [default: the one it was invited by, or else the host's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) up: Up,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Net {
+    /// Who is there, by which endpoint, how long ago, RTT and loss; and where somebody is not, why not
+    Status(NetStatus),
+    /// Send probes through the mesh to a node, from another or from all others
+    Ping(NetPing),
+    /// Follow a packet's way from one instance or address to another, and say where it ends
+    Trace(NetTrace),
+    /// Check every node and every way between two of them, with packets as large as the mesh takes
+    Doctor,
+    /// List what formnet made in the kernels of the nodes
+    Ls(NetStatus),
+    /// Machines outside of the cluster, a laptop for example, that are let into one of its networks
+    #[command(subcommand)]
+    Peer(Peer),
+}
+
+#[derive(Args)]
+pub(crate) struct NetStatus {
+    /// One node's end of it [default: every node's]
+    pub(crate) node: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct NetPing {
+    /// The node that is to answer
+    pub(crate) node: String,
+    /// The node that asks [default: every other]
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// How many probes
+    #[arg(long, short, default_value_t = 3)]
+    pub(crate) count: usize,
+    /// How large a packet is, with its headers, bytes
+    #[arg(long, short, default_value_t = 64)]
+    pub(crate) size: usize,
+}
+
+#[derive(Args)]
+pub(crate) struct NetTrace {
+    /// An instance, as NAME or PROJECT/NAME, or an address
+    pub(crate) from: String,
+    /// The same
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Peer {
+    /// Let a machine in, and print the file that its WireGuard reads
+    #[command(after_help = ADDING_A_PEER)]
+    Add(PeerAdd),
+    /// List them
+    List {
+        #[command(flatten)]
+        project: InProject,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Let a machine in no more
+    Revoke {
+        name: String,
+        #[command(flatten)]
+        project: InProject,
+    },
+}
+
+const ADDING_A_PEER: &str = "\
+The private key is made here and is in what is printed; it is kept nowhere. On a terminal there is a picture of it too, \
+for WireGuard on a telephone.
+
+  umask 077; form net peer add laptop > formation.conf
+  wg-quick up ./formation.conf
+  # a key that was made elsewhere
+  form net peer add laptop --public-key \"$(wg pubkey < private.key)\"";
+
+#[derive(Args)]
+pub(crate) struct PeerAdd {
+    pub(crate) name: String,
+    /// The network that it is on [default: default]
+    #[arg(long)]
+    pub(crate) network: Option<String>,
+    /// How long it is let in: 12h, 30d [default: until it is revoked]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) expires: Option<Duration>,
+    /// Its WireGuard key, if it has one already
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public_key: Option<String>,
+    /// Whose it is, for people
+    #[arg(long, default_value = "")]
+    pub(crate) description: String,
+    #[command(flatten)]
+    pub(crate) project: InProject,
+}
+
+/// `90s`, `30m`, `1h`, `2d`: at most ten years of it.
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no span of time; it should be like 90s, 30m, 1h or 2d");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = text.strip_suffix(unit).and_then(|count| count.parse().ok()).ok_or_else(wrong)?;
+    let seconds = count.checked_mul(seconds).filter(|seconds| (1..=3650 * 86_400).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| format!("{text} is not between 1s and 3650d"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn a_span_of_time_has_a_number_and_a_unit() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("1h", 3600), ("2d", 172_800)] {
+            assert_eq!(span(text), Ok(Duration::from_secs(seconds)));
+        }
+        for wrong in ["", "h", "1", "1w", "-1h", "0s", "1.5h", "99999999999999999999d", "4000d", "1ü"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_help_shows_each_step_on_a_line_of_its_own() {

@@ -38,6 +38,7 @@ fn checks(config: &Config) -> Vec<Check> {
     for (program, package, why) in [
         ("qemu-system-x86_64", "qemu-system-x86", "runs the machines"),
         ("qemu-img", "qemu-utils", "makes their disks"),
+        ("nft", "nftables", "says who may reach whom"),
     ] {
         let mend = format!("apt-get install --no-install-recommends {package}");
         checks.push(check(format!("{program}, which {why}"), find(program).is_some(), mend));
@@ -53,6 +54,7 @@ fn checks(config: &Config) -> Vec<Check> {
     checks.push(check("/dev/net/tun, for the machines' network".to_owned(), tun, "modprobe tun".to_owned()));
     for (port, service) in [
         (config.state_port, "form-state"),
+        (config.net_port, "formnet"),
         (config.vmm_port, "vmm-service"),
         (config.pack_port, "form-pack-manager"),
         (config.dns_admin_port, "form-dns, for health and metrics"),

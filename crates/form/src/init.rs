@@ -1,28 +1,31 @@
 //! `form init`: the identities of services that run as processes of their own, in containers for example.
 //!
 //! ```text
-//!   DIR/pki/         the cluster's CA; it stays with whoever makes identities
+//!   DIR/pki/         the cluster's CA and its ranges of addresses; it stays with whoever makes identities
 //!   DIR/SERVICE/     ca.pem, cert.pem, key.pem: what goes to /etc/formation/SERVICE/tls
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use form_service::{Authority, Config as _};
+use form_state::Cluster;
 
 use crate::cli;
 use crate::error::Error;
 use crate::output::say;
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     form_state::Config::SERVICE,
     form_dns::Config::SERVICE,
     form_pack_manager::Config::SERVICE,
     vmm_service::Config::SERVICE,
+    formnet::Config::SERVICE,
 ];
 
 /// Makes the CA where there is none, and an identity for each service that has none: so that it can be called again.
 pub(crate) fn init(flags: &cli::Init) -> Result<(), Error> {
     let fail = |error: &(dyn std::error::Error + 'static)| Error::Failed(form_service::run::chain(error));
+    decide(flags)?;
     let authority = Authority::open_or_create(&flags.dir.join("pki")).map_err(|error| fail(&error))?;
     let mut names = vec!["localhost".to_owned()];
     names.extend(flags.name.iter().cloned());
@@ -42,16 +45,74 @@ pub(crate) fn init(flags: &cli::Init) -> Result<(), Error> {
     Ok(())
 }
 
+/// Decides on the cluster's ranges and writes them down, before there is a CA: a form-state that is given the CA makes its
+/// cluster with them. Of a cluster that was made without, form-state knows them, and here nothing is decided.
+fn decide(flags: &cli::Init) -> Result<(), Error> {
+    let pki = flags.dir.join("pki");
+    let written = Cluster::read(&pki).map_err(Error::file(&pki))?;
+    let cluster = match (written, flags.ipv4_range) {
+        (Some(cluster), Some(wanted)) if cluster.ipv4 != wanted => {
+            return Err(Error::Usage(format!(
+                "--ipv4-range {wanted}: this cluster was made with {}; its addresses are in use",
+                cluster.ipv4
+            )));
+        }
+        (Some(cluster), _) => cluster,
+        (None, None) if pki.join("ca.pem").exists() => return Ok(()),
+        (None, Some(wanted)) if pki.join("ca.pem").exists() => {
+            return Err(Error::Usage(format!(
+                "--ipv4-range {wanted}: this cluster was made before; form-state has decided on its ranges"
+            )));
+        }
+        (None, wanted) => {
+            let wanted = wanted.unwrap_or(form_state::IPV4_RANGE);
+            form_state::cluster::check_ipv4(wanted).map_err(|why| Error::Usage(format!("--ipv4-range: {why}")))?;
+            let cluster = Cluster::new(wanted);
+            std::fs::create_dir_all(&pki).map_err(Error::file(&pki))?;
+            cluster.write(&pki).map_err(Error::file(&pki))?;
+            cluster
+        }
+    };
+    say(format_args!("addresses are out of {} and {}", cluster.ipv4, cluster.ipv6))
+}
+
 #[cfg(test)]
 mod tests {
     use form_service::Identity;
 
     use super::*;
 
+    fn flags(dir: &std::path::Path, range: Option<&str>) -> cli::Init {
+        let ipv4_range = range.map(|range| range.parse().unwrap());
+        cli::Init { dir: dir.to_owned(), node: "one".into(), name: vec![], address: vec![], ipv4_range }
+    }
+
+    #[test]
+    fn the_ranges_are_decided_once_and_written_down_beside_the_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        init(&flags(dir.path(), Some("10.9.0.0/16"))).unwrap();
+        let decided = Cluster::read(&dir.path().join("pki")).unwrap().unwrap();
+        assert_eq!(decided.ipv4.to_string(), "10.9.0.0/16");
+        init(&flags(dir.path(), None)).unwrap();
+        init(&flags(dir.path(), Some("10.9.0.0/16"))).unwrap();
+        assert_eq!(Cluster::read(&dir.path().join("pki")).unwrap(), Some(decided));
+        let said = init(&flags(dir.path(), Some("10.8.0.0/16"))).unwrap_err().to_string();
+        assert!(said.contains("10.9.0.0/16"), "{said}");
+        assert!(init(&flags(&dir.path().join("other"), Some("10.9.0.0/24"))).is_err());
+    }
+
+    #[test]
+    fn of_a_cluster_that_was_made_before_nothing_is_decided() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::open_or_create(&dir.path().join("pki")).unwrap();
+        init(&flags(dir.path(), None)).unwrap();
+        assert_eq!(Cluster::read(&dir.path().join("pki")).unwrap(), None);
+    }
+
     #[test]
     fn every_service_gets_an_identity_of_one_cluster_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
-        let flags = cli::Init { dir: dir.path().to_owned(), node: "one".into(), name: vec![], address: vec![] };
+        let flags = flags(dir.path(), None);
         init(&flags).unwrap();
         let load = |service: &str| Identity::load(&dir.path().join(service)).unwrap();
         let before: Vec<_> = SERVICES.map(load).into_iter().collect();
@@ -87,7 +148,10 @@ mod tests {
             for port in ports {
                 let key = port["key"].as_str().unwrap();
                 let value = if defaults[key].is_array() { &defaults[key][0] } else { &defaults[key] };
-                assert!(value.as_str().unwrap().ends_with(&format!(":{}", port["port"])), "{} {key}", C::SERVICE);
+                // An address and a port, or a port alone.
+                let is_so = value == &port["port"]
+                    || value.as_str().is_some_and(|value| value.ends_with(&format!(":{}", port["port"])));
+                assert!(is_so, "{} {key}", C::SERVICE);
             }
             for key in row["environment"].as_object().unwrap().keys() {
                 assert!(defaults.get(key).is_some(), "{} has no key {key}", C::SERVICE);
@@ -99,5 +163,6 @@ mod tests {
         check::<form_dns::Config>(&table["form-dns"]);
         check::<form_pack_manager::Config>(&table["form-pack-manager"]);
         check::<vmm_service::Config>(&table["vmm-service"]);
+        check::<formnet::Config>(&table["formnet"]);
     }
 }

@@ -9,8 +9,14 @@ mod error;
 mod files;
 mod formfile;
 mod init;
+mod invitation;
+mod join;
+mod joined;
+mod mesh;
+mod node;
 mod output;
 mod pack;
+mod peer;
 mod progress;
 mod registry;
 mod run;
@@ -22,13 +28,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::api::Api;
-use crate::cli::{Cli, Command, Token};
+use crate::cli::{Cli, Command, Net, Node, Token};
 use crate::context::Context;
 use crate::error::Error;
 
 fn main() -> ExitCode {
     // `form up` builds packages; as one step of a build it is another program.
     form_sandbox::entry();
+    // And where the kernel has no WireGuard, the mesh is another, too.
+    formnet::entry();
     let Cli { context, command } = Cli::parse();
     let client = || -> Result<Api, Error> {
         form_service::run::init_process();
@@ -52,6 +60,18 @@ fn main() -> ExitCode {
         Command::Logs(args) => client().and_then(|api| wait(|| verbs::logs(api, args))),
         Command::Instance(args) => client().and_then(|api| wait(|| verbs::instance(api, args))),
         Command::Pack(args) => wait(|| pack::pack(client, args)),
+        Command::Node(Node::Join(args)) => wait(|| join::join(args)),
+        Command::Node(Node::Invite(args)) => client().and_then(|api| wait(|| node::invite(api, args))),
+        Command::Node(Node::List { output }) => client().and_then(|api| wait(|| node::list(api, output.output))),
+        Command::Node(Node::Cordon { name }) => client().and_then(|api| wait(|| node::cordon(api, &name, true))),
+        Command::Node(Node::Uncordon { name }) => client().and_then(|api| wait(|| node::cordon(api, &name, false))),
+        Command::Node(Node::Remove { name }) => client().and_then(|api| wait(|| node::remove(api, &name))),
+        Command::Net(Net::Peer(args)) => client().and_then(|api| wait(|| peer::run(api, args))),
+        Command::Net(Net::Status(args)) => client().and_then(|api| wait(|| mesh::status(api, args))),
+        Command::Net(Net::Ping(args)) => client().and_then(|api| wait(|| mesh::ping(api, args))),
+        Command::Net(Net::Trace(args)) => client().and_then(|api| wait(|| mesh::trace(api, args))),
+        Command::Net(Net::Doctor) => client().and_then(|api| wait(|| mesh::doctor(api))),
+        Command::Net(Net::Ls(args)) => client().and_then(|api| wait(|| mesh::ls(api, args))),
         Command::Token(Token::Create { name, role, project, description, expires_at }) => {
             client().and_then(|api| wait(|| verbs::create_token(api, name, role, project, description, expires_at)))
         }

@@ -45,6 +45,17 @@ struct Column {
 }
 
 fn table(kind: &KindInfo, items: &[Value], wide: bool) -> String {
+    let columns: Vec<Column> = columns(kind).into_iter().filter(|column| wide || !column.wide).collect();
+    let titles: Vec<&str> = columns.iter().map(|column| column.title).collect();
+    let mut table = text_table(&titles);
+    for item in items {
+        table.add_row(columns.iter().map(|column| (column.text)(item)));
+    }
+    plain(table)
+}
+
+/// A table of text, with these headings.
+pub(crate) fn text_table(titles: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_content_arrangement(if std::io::stdout().is_terminal() {
@@ -52,11 +63,12 @@ fn table(kind: &KindInfo, items: &[Value], wide: bool) -> String {
     } else {
         ContentArrangement::Disabled
     });
-    let columns: Vec<Column> = columns(kind).into_iter().filter(|column| wide || !column.wide).collect();
-    table.set_header(columns.iter().map(|column| column.title));
-    for item in items {
-        table.add_row(columns.iter().map(|column| (column.text)(item)));
-    }
+    table.set_header(titles);
+    table
+}
+
+/// The table without frames, and without blanks at the ends of lines.
+pub(crate) fn plain(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -84,6 +96,7 @@ fn columns(kind: &KindInfo) -> Vec<Column> {
                 None => String::new(),
             }),
             always("RESTARTS", |item| or(at(item, "/status/restarts"), "0")),
+            wide("PUBLISHED", published),
             wide("EXIT", |item| at(item, "/status/exit_code")),
             wide("MESSAGE", |item| at(item, "/status/message")),
         ],
@@ -93,6 +106,12 @@ fn columns(kind: &KindInfo) -> Vec<Column> {
             always("MEMORY MIB", |item| at(item, "/status/memory_mib")),
             always("ACCELERATOR", |item| at(item, "/status/accelerator")),
             always("IPV4", |item| at(item, "/spec/ipv4_prefix")),
+            always("MESH", |item| match (at(item, "/status/mesh/ready"), at(item, "/status/mesh/reason")) {
+                (ready, _) if ready == "true" => "ready".to_owned(),
+                (_, reason) => reason,
+            }),
+            always("CORDONED", |item| at(item, "/spec/cordoned")),
+            wide("ENDPOINTS", |item| at(item, "/status/mesh/endpoints")),
             wide("IPV6", |item| at(item, "/spec/ipv6_prefix")),
             wide("MESSAGE", |item| at(item, "/status/message")),
         ],
@@ -127,6 +146,20 @@ fn columns(kind: &KindInfo) -> Vec<Column> {
             always("EXPIRES", |item| or(at(item, "/spec/expires_at"), "never")),
             wide("DESCRIPTION", |item| at(item, "/spec/description")),
         ],
+        "JoinToken" => vec![
+            always("FOR NODE", |item| or(at(item, "/spec/node"), "any")),
+            always("EXPIRES", |item| at(item, "/spec/expires_at")),
+            always("USED BY", |item| at(item, "/status/used_by")),
+            wide("USED AT", |item| at(item, "/status/used_at")),
+            wide("DESCRIPTION", |item| at(item, "/spec/description")),
+        ],
+        "Peer" => vec![
+            always("NETWORK", |item| or(at(item, "/spec/network"), "default")),
+            always("ADDRESSES", |item| at(item, "/status/addresses")),
+            always("EXPIRES", |item| or(at(item, "/spec/expires_at"), "never")),
+            always("DESCRIPTION", |item| at(item, "/spec/description")),
+            wide("PUBLIC KEY", |item| at(item, "/spec/public_key")),
+        ],
         "Event" => vec![
             always("TYPE", |item| or(at(item, "/spec/type"), "Normal")),
             always("ABOUT", |item| format!("{}/{}", at(item, "/spec/kind"), at(item, "/spec/name"))),
@@ -138,6 +171,16 @@ fn columns(kind: &KindInfo) -> Vec<Column> {
     columns.push(always("AGE", age));
     columns.push(wide("REVISION", |item| at(item, "/revision")));
     columns
+}
+
+/// `8080:80, 5353:53/udp`
+fn published(item: &Value) -> String {
+    let ports = item.pointer("/spec/publish").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let shown = ports.iter().map(|port| match at(port, "/protocol").as_str() {
+        "udp" => format!("{}:{}/udp", at(port, "/host_port"), at(port, "/port")),
+        _ => format!("{}:{}", at(port, "/host_port"), at(port, "/port")),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 fn at(item: &Value, pointer: &str) -> String {

@@ -11,7 +11,7 @@ use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase;
 use form_types::v1::package_spec::Restart;
 use form_types::v1::port::Protocol;
-use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus};
+use form_types::v1::{BuildSpec, InstanceSpec, InstanceStatus, PublishedPort};
 use form_types::{Kind as _, Object, kinds, validate};
 use formfile::Formfile;
 use futures::TryStreamExt as _;
@@ -114,6 +114,7 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
             .ok_or_else(|| Error::Usage(format!("--env {setting}: not of the form KEY=VALUE")))?;
         asked.env.insert(key.to_owned(), value.to_owned());
     }
+    asked.publish = args.publish.iter().map(|text| published(text)).collect::<Result<_, _>>()?;
     let draft = Object::<kinds::Instance>::new(&project, &name, asked.clone());
     validate(&draft.into()).map_err(|invalid| Error::Usage(invalid.to_string()))?;
     let mut wanted = BuildSpec { package: name.clone(), ..Default::default() };
@@ -156,6 +157,21 @@ pub(crate) async fn run(api: Api, args: cli::Run) -> Result<(), Error> {
         say(format_args!("{name} runs at {addresses}; http://{name}.{project}.{}{port}/", api.zone()))?;
     }
     Ok(())
+}
+
+/// `8080:80`, `5353:53/udp`.
+fn published(text: &str) -> Result<PublishedPort, Error> {
+    let wrong =
+        || Error::Usage(format!("--publish {text}: not of the form HOST_PORT:PORT, with /udp where it is not TCP"));
+    let (ports, protocol) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some(_) => return Err(wrong()),
+    };
+    let (host, port) = ports.split_once(':').ok_or_else(wrong)?;
+    let number =
+        |text: &str| text.parse::<std::num::NonZeroU16>().map(|port| u32::from(port.get())).map_err(|_| wrong());
+    Ok(PublishedPort { host_port: number(host)?, port: number(port)?, protocol: protocol.into() })
 }
 
 /// The label of instances that are one of several, with the name that they share.
@@ -209,6 +225,9 @@ async fn want(
     spec.set_power(Power::On);
     spec.restart = asked.restart;
     spec.env.extend(asked.env.clone());
+    if !asked.publish.is_empty() {
+        spec.publish.clone_from(&asked.publish);
+    }
     let mut instance = Object::<kinds::Instance>::new(project, name, spec);
     if let Some(shared) = shared {
         instance.spec.aliases = vec![shared.to_owned()];
@@ -343,5 +362,21 @@ fn name_of(dir: &Path) -> Result<String, Error> {
     match label.trim_matches('-') {
         "" => Err(Error::Usage(format!("{}: give it a name with --name", dir.display()))),
         label => Ok(label.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_published_as_it_is_written() {
+        let of = |text: &str| published(text).map(|port| (port.host_port, port.port, port.protocol()));
+        assert_eq!(of("8080:80").unwrap(), (8080, 80, Protocol::Tcp));
+        assert_eq!(of("8080:80/tcp").unwrap(), (8080, 80, Protocol::Tcp));
+        assert_eq!(of("5353:53/udp").unwrap(), (5353, 53, Protocol::Udp));
+        for wrong in ["", "80", "80:", ":80", "0:80", "80:65536", "80:80/sctp", "1:2:3", "80:80/tcp/udp"] {
+            assert!(of(wrong).unwrap_err().to_string().contains("HOST_PORT:PORT"), "{wrong}");
+        }
     }
 }

@@ -45,8 +45,6 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Has the guests' vmlinuz and initramfs.
     pub guest_dir: PathBuf,
-    /// The bridge that instances are on.
-    pub bridge: String,
     /// The zone of the cluster's own names, which guests search.
     pub zone: String,
     /// The size at which a console's log is rotated, KiB; two rotated ones are kept.
@@ -72,7 +70,6 @@ impl Default for Config {
             node: "node".to_owned(),
             data_dir: "/var/lib/formation/machines".into(),
             guest_dir: "/var/lib/formation/kernel".into(),
-            bridge: "form0".to_owned(),
             zone: "formation.internal".to_owned(),
             console_kib: 4096,
             machine_uids: MACHINE_UIDS,
@@ -115,10 +112,6 @@ impl form_service::Config for Config {
         if self.console_kib == 0 {
             return Err("console_kib: 0 would keep nothing; give at least 1".to_owned());
         }
-        check_machine_uids(self.machine_uids)?;
-        if self.bridge.is_empty() || self.bridge.len() > 15 {
-            return Err(format!("bridge: {:?} is not 1 to 15 bytes, as the kernel wants it", self.bridge));
-        }
-        Ok(())
+        check_machine_uids(self.machine_uids)
     }
 }

@@ -82,22 +82,6 @@ pub enum Error {
         /// Its answer.
         source: qapi::ExecuteError,
     },
-    /// The kernel's network.
-    #[error("cannot {action} {name}")]
-    Network {
-        /// A verb.
-        action: &'static str,
-        /// Of which interface.
-        name: String,
-        /// Why.
-        source: rtnetlink::Error,
-    },
-    /// An interface of ours has a name that something else has.
-    #[error("the interface {name} exists and is not ours; rename or delete it")]
-    NameTaken {
-        /// The interface.
-        name: String,
-    },
     /// As many machines as there are users for them.
     #[error("the users {first} to {last} all have a machine; give more with machine_uids")]
     NoUser {
@@ -106,10 +90,10 @@ pub enum Error {
         /// And its last.
         last: u32,
     },
-    /// The interface that another one is to be attached to is not there.
-    #[error("there is no bridge {name}; create it first")]
-    NoBridge {
-        /// The bridge.
+    /// A network card of the machine has no other end.
+    #[error("there is no tap {name}; formnet makes it")]
+    NoTap {
+        /// The tap.
         name: String,
     },
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::accel::{self, Accelerator};
 use crate::driver::{Driver, Qemu};
 use crate::error::{Result, file};
-use crate::net::{Network, Tap};
 use crate::store::private_directory;
 use crate::users::{self, Users};
 use crate::vm::Vm;
@@ -22,8 +21,6 @@ pub struct Host {
     pub initramfs: PathBuf,
     /// See [`accel::probe`].
     pub accelerator: Accelerator,
-    /// Where taps are made.
-    pub network: Network,
     /// The size in bytes at which a console log is rotated; two rotated ones are kept.
     pub console_limit: u64,
     /// Whom the machines run as.
@@ -37,7 +34,7 @@ impl Host {
     /// [`console_limit`](Self::console_limit).
     ///
     /// # Errors
-    /// If `data` cannot be written, or the kernel gives no netlink socket.
+    /// If `data` cannot be written, or what guests boot is not there.
     pub async fn new(
         data: &Path,
         kernel: &Path,
@@ -52,9 +49,8 @@ impl Host {
         let users = Users::open(data, users)?;
         users.retain(|instance| instances.join(instance).exists())?;
         let accelerator = accel::probe(data, &kernel, &initramfs, &users).await?;
-        let network = Network::connect()?;
         let driver = Arc::new(Qemu);
-        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, network, console_limit, users, driver }))
+        Ok(Arc::new(Self { instances, kernel, initramfs, accelerator, console_limit, users, driver }))
     }
 }
 
@@ -67,18 +63,4 @@ pub fn open_all(host: &Arc<Host>, open: fn(&Arc<Host>, &str) -> Result<Vm>) -> R
     let entries = std::fs::read_dir(&host.instances).map_err(file("read", &host.instances))?;
     let uids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     Ok(uids.map(|uid| (uid.clone(), open(host, &uid))).collect())
-}
-
-/// Deletes the taps of instances that are no more, and returns them. There are such only if an instance's directory was
-/// deleted by hand.
-///
-/// # Errors
-/// If the kernel refuses.
-pub async fn sweep(host: &Host) -> Result<Vec<Tap>> {
-    let mut left = host.network.taps().await?;
-    left.retain(|tap| !host.instances.join(&tap.uid).exists());
-    for tap in &left {
-        host.network.delete_taps(&tap.uid).await?;
-    }
-    Ok(left)
 }

@@ -1,13 +1,12 @@
 //! The agent of a node: says that the node is there, follows the instances that are placed on it, shows their consoles.
 
-mod address;
 mod api;
 mod images;
 mod instances;
 mod node;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,25 +14,21 @@ use form_client::{Client, reconcile};
 use form_service::Context;
 use form_service::identity::IdentityError;
 use form_service::listener::{self, Limits};
-use form_types::v1::NodeSpec;
 use futures::future::{Either, select};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use self::address::Addresses;
 use self::api::Consoles;
 use self::images::Images;
 use self::instances::Instances;
 use crate::config::Config;
 use crate::error::file;
-use crate::{Host, Phase, Vm, open_all, sys};
+use crate::{Host, Phase, Vm, open_all};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("listening on {address}; is another vmm-service running?")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("node {0} has no prefix in form-state that addresses could come from")]
-    NoPrefix(String),
     #[error(transparent)]
     Machines(#[from] crate::Error),
     #[error(transparent)]
@@ -51,7 +46,7 @@ pub async fn run(context: Context<Config>) -> Result<(), RunError> {
     context.health.wait_for(node::NODE, "form-state has not heard yet that it is ready");
     let client = Client::new(config.state.clone(), &context.identity, "vmm-service")?;
     // A node that says that it is ready, and can give no machine a network, would have machines placed on it.
-    sys::open_tun().map_err(file("open", sys::TUN))?;
+    form_tap::open_tun().map_err(file("open", form_tap::TUN))?;
     let tls = context.identity.server()?;
     let listener =
         TcpListener::bind(config.listen).await.map_err(|source| RunError::Listen { address: config.listen, source })?;
@@ -88,23 +83,12 @@ type Started = (Arc<Instances>, tokio::sync::mpsc::Receiver<form_client::Name>);
 async fn start(context: &Context<Config>, config: &Arc<Config>, client: &Client) -> Result<Started, RunError> {
     let (kernel, initramfs) = (config.guest_dir.join("vmlinuz"), config.guest_dir.join("initramfs"));
     let host = Host::new(&config.data_dir, &kernel, &initramfs, config.machine_uids, config.console_limit()).await?;
-    for tap in crate::sweep(&host).await? {
-        tracing::warn!(tap = tap.name, uid = tap.uid, "a tap that no machine has is deleted");
-    }
-    let node = node::register(client, config).await?;
-    let addresses = Addresses::of(&node.spec).ok_or_else(|| RunError::NoPrefix(config.node.clone()))?;
-    host.network.ensure_bridge(&config.bridge, &addresses.gateways()).await?;
+    node::register(client, config).await?;
     let images = Images::open(config.data_dir.join("images"), &context.identity)?;
     let (nudge, nudges) = reconcile::nudges();
     let (client, config, health) = (client.clone(), Arc::clone(config), context.health.clone());
-    let instances = Instances::adopt(client, host, images, addresses, config, nudge, health)?;
+    let instances = Instances::adopt(client, host, images, config, nudge, health)?;
     Ok((Arc::new(instances), nudges))
-}
-
-/// The node's own addresses in its prefixes: where its guests send what is for elsewhere, and ask for names.
-pub fn gateways(spec: &NodeSpec) -> Vec<IpAddr> {
-    let addresses = Addresses::of(spec);
-    addresses.map(|addresses| addresses.gateways().iter().map(ipnet::IpNet::addr).collect()).unwrap_or_default()
 }
 
 /// Stops every machine that `data_dir` holds, in good order; says how many. For when no vmm-service runs: the next one

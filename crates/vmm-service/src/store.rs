@@ -31,7 +31,7 @@ use crate::restart::RestartPolicy;
 /// What a virtual machine is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
-    /// Unique for ever on this node: letters, digits and `-`, at most 64. Names the directory and the taps.
+    /// Unique for ever on this node: letters, digits and `-`, at most 64. Names the directory.
     pub uid: String,
     /// Counts the changes of the spec. A run of another generation is ended and begun anew.
     #[serde(default)]
@@ -67,13 +67,16 @@ pub struct Port {
     pub protocol: i32,
 }
 
-/// A network card: a tap on a bridge of this node.
+/// The most network cards that a machine can have.
+pub const MOST_NICS: usize = 8;
+
+/// A network card: a tap of this node. It is formnet's, or whoever else made the network; here it is only opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
     /// As the guest sees it, and as its [`form_guest::Interface`] says.
     pub mac: MacAddr,
-    /// The bridge; see [`crate::net::Network::ensure_bridge`].
-    pub bridge: String,
+    /// The tap's name.
+    pub tap: String,
 }
 
 impl VmSpec {
@@ -95,7 +98,7 @@ impl VmSpec {
         if self.disk_mib > 1 << 26 {
             return fail("disk_mib", "must be less than 64 TiB");
         }
-        if self.nics.len() > crate::net::MAX_TAPS {
+        if self.nics.len() > MOST_NICS {
             return fail("nics", "must be at most 8");
         }
         form_guest::encode(&self.guest)?;

@@ -1,14 +1,12 @@
-//! The three things of the kernel that have no safe name: all of this crate's `unsafe` is here.
+//! The two things of the kernel that have no safe name: all of this crate's `unsafe` is here.
 #![allow(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFNAMSIZ, c_char, c_int};
 use rustix::fs::Mode;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Gid, Resource, Rlimit, Uid, geteuid, setrlimit, setsid, umask};
+use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit, setsid, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
@@ -90,56 +88,3 @@ fn confine_self(user: Option<User>, handed: &[OwnedFd]) -> rustix::io::Result<()
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
-
-// The number of a tun ioctl has the size of an int in it, whatever the ioctl really takes; hence the "bad" (nix's word).
-nix::ioctl_write_ptr_bad!(tun_set_iff, nix::request_code_write!(b'T', 202, size_of::<c_int>()), Request);
-nix::ioctl_write_int_bad!(tun_set_persist, nix::request_code_write!(b'T', 203, size_of::<c_int>()));
-nix::ioctl_write_int_bad!(tun_set_owner, nix::request_code_write!(b'T', 204, size_of::<c_int>()));
-
-/// `struct ifreq`, as far as TUNSETIFF reads it.
-#[repr(C)]
-struct Request {
-    name: [c_char; IFNAMSIZ],
-    flags: i16,
-    rest: [u8; 22],
-}
-
-/// What taps are made with; a container has it only if it is given.
-pub(crate) const TUN: &str = "/dev/net/tun";
-
-pub(crate) fn open_tun() -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(TUN)
-}
-
-/// Makes a tap that stays when nobody has it open (the kernel's Documentation/networking/tuntap.rst), or sees to it that
-/// this one does. Netlink cannot.
-pub(crate) fn ensure_tap(name: &str) -> io::Result<()> {
-    let tap = open_tap(name)?;
-    // A tap without an owner is everybody's who can open the device: a machine's user could take another machine's.
-    let owner = geteuid().as_raw().cast_signed();
-    // SAFETY: the descriptor is open for the call; the argument is a plain number.
-    unsafe { tun_set_owner(tap.as_raw_fd(), owner) }?;
-    // SAFETY: as before.
-    unsafe { tun_set_persist(tap.as_raw_fd(), 1) }?;
-    Ok(())
-}
-
-/// The tap itself, to send and receive by. One at a time has it.
-pub(crate) fn open_tap(name: &str) -> io::Result<File> {
-    let device = open_tun()?;
-    let flags = i16::try_from(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).map_err(io::Error::other)?;
-    let mut request = Request { name: [0; IFNAMSIZ], flags, rest: [0; 22] };
-    // One byte is left for the NUL.
-    if name.len() >= IFNAMSIZ {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.name.iter_mut().zip(name.bytes()) {
-        *to = c_char::from_ne_bytes([from]);
-    }
-    // SAFETY: the descriptor is open for the call, and `request` has the layout and the size of struct ifreq (40
-    // bytes on 64-bit), of which the kernel reads all.
-    unsafe { tun_set_iff(device.as_raw_fd(), &raw const request) }?;
-    Ok(device)
-}
-
-const _: () = assert!(size_of::<Request>() == 40);

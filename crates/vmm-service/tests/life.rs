@@ -36,7 +36,6 @@ fn a_machine_boots_answers_stops_in_good_order_and_leaves_nothing() {
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;
         assert!(!stage.instance().exists());
-        assert_eq!(stage.host.network.taps().await.unwrap(), []);
         assert!(vm.start().await.is_err(), "deleted is for ever");
     });
 }
@@ -96,14 +95,14 @@ fn a_machine_that_does_not_listen_is_switched_off_after_its_grace() {
 fn a_machine_that_cannot_be_made_yet_says_why_and_is_made_once_it_can() {
     story(|stage| async move {
         let mut spec = stage.hello();
-        spec.nics[0].bridge = "br-late".into();
+        spec.nics[0].tap = "tap-late".into();
         let vm = Vm::ensure(&stage.host, spec, true).unwrap();
         let mut watch = vm.watch();
         let status = watch.wait_for(|status| status.problem.is_some()).await.unwrap().clone();
         assert_eq!(status.phase, Phase::BackOff);
-        assert_eq!(status.problem.unwrap(), "there is no bridge br-late; create it first");
+        assert_eq!(status.problem.unwrap(), "there is no tap tap-late; formnet makes it");
 
-        stage.host.network.ensure_bridge("br-late", &[]).await.unwrap();
+        common::add_tap("tap-late");
         reaches(&vm, Phase::Running).await;
         vm.delete().await.unwrap();
         reaches(&vm, Phase::Deleted).await;

@@ -108,7 +108,6 @@ fn a_daemon_that_is_killed_at_any_step_of_a_start_leaves_one_machine() {
         let vm = Vm::open(&stage.host, "story").unwrap();
         reaches(&vm, Phase::Running).await;
         assert!(greeting(&stage, 1).await.ends_with("Hello from greeter!\n"));
-        assert_eq!(stage.host.network.taps().await.unwrap().len(), 1);
         let files = std::fs::read_dir(stage.instance()).unwrap().flatten().map(|entry| entry.file_name());
         let half_done: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with('.')).collect();
         assert!(half_done.is_empty(), "{half_done:?}");

@@ -6,11 +6,19 @@ use anyhow::{Result, bail};
 
 use crate::{demo, guest, host};
 
-/// The peers that our store and our registry are measured beside.
-const PEERS: [(&str, &str); 2] = [("etcd", "etcd-server"), ("docker-registry", "docker-registry")];
+/// The peers that our store, our registry and our tunnel are measured beside, and who measures the tunnel.
+const PEERS: [(&str, &str); 6] = [
+    ("etcd", "etcd-server"),
+    ("docker-registry", "docker-registry"),
+    ("wireguard-go", "wireguard-go"),
+    ("wg", "wireguard-tools"),
+    ("iperf3", "iperf3"),
+    ("ping", "iputils-ping"),
+];
 
 pub(crate) fn bench(only: Option<&str>) -> Result<()> {
-    let wanted: Vec<(&str, &str)> = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&PEERS).copied().collect();
+    let ours = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&host::NETWORKS);
+    let wanted: Vec<(&str, &str)> = ours.chain(&PEERS).copied().collect();
     host::ensure_packages(&wanted)?;
     let image = guest::default_out();
     guest::build(&image)?;

@@ -15,13 +15,15 @@ use nix::sched::{CloneFlags, unshare};
 use crate::guest;
 use crate::host::{self, output, run, say};
 
+const SOCKETS: &str = "/run/wireguard";
 const NAME: &str = "hello.default.formation.internal";
 /// The patience with a cloud that starts; it takes a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn demo() -> Result<()> {
     let mut clock = Clock::default();
-    let wanted: Vec<(&str, &str)> = host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).copied().collect();
+    let wanted: Vec<(&str, &str)> =
+        host::VIRTUAL_MACHINES.iter().chain(&host::NETWORKS).chain(&host::TOOLS).copied().collect();
     host::ensure_packages(&wanted)?;
     clock.lap("packages of this machine");
     let image = guest::default_out();
@@ -83,6 +85,10 @@ pub(crate) fn enter_namespace(scratch: &Path) -> Result<()> {
     fs::write(&resolver, "nameserver 127.0.0.1\n")?;
     let target = fs::canonicalize("/etc/resolv.conf").unwrap_or_else(|_| PathBuf::from("/etc/resolv.conf"));
     mount(Some(&resolver), &target, none, MsFlags::MS_BIND, none).context("cannot point the resolver at form-dns")?;
+    // The embedded WireGuard is spoken to by files, which no network namespace hides.
+    fs::create_dir_all(SOCKETS).with_context(|| format!("cannot make {SOCKETS}; run this as root"))?;
+    mount(Some("none"), SOCKETS, Some("tmpfs"), MsFlags::empty(), none)
+        .with_context(|| format!("cannot make {SOCKETS} private"))?;
     run("ip", &["link", "set", "lo", "up"])
 }
 

@@ -159,7 +159,8 @@ fn compose(services: &Services, version: &str) -> Result<String> {
         writeln!(out, "      - {name}-log:/var/log/formation")?;
         volumes.push(format!("{name}-log"));
         writeln!(out, "      - ./identities/{name}:/etc/formation/{name}/tls:ro")?;
-        out.push_str("    tmpfs: [/tmp]\n");
+        let memory: Vec<&str> = ["/tmp"].into_iter().chain(service.runtime.iter().map(String::as_str)).collect();
+        writeln!(out, "    tmpfs: [{}]", memory.join(", "))?;
         writeln!(out, "    healthcheck:\n      test: [\"CMD\", \"/usr/local/bin/{}\", \"--health\"]", service.krate)?;
         out.push_str("      interval: 10s\n      timeout: 5s\n      start_period: 20s\n      retries: 3\n");
         if !service.needs.is_empty() {
@@ -310,10 +311,16 @@ fn kubernetes(name: &str, service: &Service) -> Result<String> {
     for path in &service.volumes {
         writeln!(out, "            - {{name: {}, mountPath: {path}}}", last(path))?;
     }
+    for path in &service.runtime {
+        writeln!(out, "            - {{name: {}, mountPath: {path}}}", last(path))?;
+    }
     for device in &service.devices {
         writeln!(out, "            - {{name: {}, mountPath: {device}}}", last(device))?;
     }
     out.push_str("      volumes:\n        - {name: tmp, emptyDir: {}}\n        - {name: log, emptyDir: {}}\n");
+    for path in &service.runtime {
+        writeln!(out, "        - {{name: {}, emptyDir: {{medium: Memory}}}}", last(path))?;
+    }
     if each {
         // A node's agent shows a certificate with the node's name, so it is the node that has it.
         writeln!(out, "        - {{name: tls, hostPath: {{path: /etc/formation/{name}/tls, type: Directory}}}}")?;
@@ -392,11 +399,17 @@ fn systemd(service: &Service) -> Result<String> {
             out.push_str("AmbientCapabilities=CAP_NET_BIND_SERVICE\n");
         }
     }
-    if service.guest {
-        // The machines outlive the service, and their memory is not its own.
+    if service.guest || !service.runtime.is_empty() {
+        // What it has started outlives it.
         out.push_str("KillMode=process\n");
-    } else {
+    }
+    if !service.guest {
+        // Of a guest, the memory is not the service's own.
         writeln!(out, "MemoryMax={}M", service.memory_mib)?;
+    }
+    let runtime: Vec<_> = service.runtime.iter().filter_map(|path| path.strip_prefix("/run/")).collect();
+    if !runtime.is_empty() {
+        writeln!(out, "RuntimeDirectory={}\nRuntimeDirectoryPreserve=yes", runtime.join(" "))?;
     }
 
     writeln!(out, "\nCapabilityBoundingSet={}\nNoNewPrivileges=yes", allowed.join(" "))?;
@@ -412,9 +425,13 @@ fn systemd(service: &Service) -> Result<String> {
         // QEMU without KVM translates the guest's code, and runs what it wrote.
         out.push_str("MemoryDenyWriteExecute=yes\nRestrictRealtime=yes\n");
     }
+    if service.runtime.is_empty() {
+        // Who makes the machine's network turns on that it forwards, too.
+        out.push_str("ProtectKernelTunables=yes\n");
+    }
     out.push_str(
         "ProtectSystem=strict\nProtectHome=yes\nPrivateTmp=yes\nProtectClock=yes\nProtectControlGroups=yes\n\
-         ProtectHostname=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes\nProtectKernelTunables=yes\nProtectProc=invisible\n\
+         ProtectHostname=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes\nProtectProc=invisible\n\
          LockPersonality=yes\nRestrictNamespaces=yes\nRestrictSUIDSGID=yes\nRemoveIPC=yes\nUMask=0077\n\
          RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\nSystemCallArchitectures=native\n\
          SystemCallFilter=@system-service\nSystemCallErrorNumber=EPERM\n\n[Install]\nWantedBy=multi-user.target\n",

@@ -19,8 +19,16 @@ pub(crate) const TOOLS: [(&str, &str); 3] = [("dig", "bind9-dnsutils"), ("curl",
 pub(crate) const BUILDS: [(&str, &str); 3] =
     [("busybox", "busybox-static"), ("newuidmap", "uidmap"), ("mmdebstrap", "mmdebstrap")];
 
+/// What a node's network is made with.
+pub(crate) const NETWORKS: [(&str, &str); 1] = [("nft", "nftables")];
+
 /// The judges that tests ask, where they are there.
-pub(crate) const JUDGES: [(&str, &str); 7] = [
+pub(crate) const JUDGES: [(&str, &str); 12] = [
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+    ("iperf3", "iperf3"),
+    ("tcpdump", "tcpdump"),
+    ("ping", "iputils-ping"),
     ("kdig", "knot-dnsutils"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),

@@ -33,7 +33,7 @@ enum Task {
     Test,
     /// Measure the cloud beside its peers, and print the table.
     Bench {
-        /// Only one part: machines, watch, names, registry or writes.
+        /// Only one part: machines, watch, names, registry, writes or mesh.
         only: Option<String>,
     },
     /// Build what a guest boots: a kernel, and an initramfs with form-init.
@@ -87,6 +87,6 @@ fn main() -> anyhow::Result<()> {
         Task::Deploy { check } => deploy::deploy(check),
         Task::NixCheck => nix_check::nix_check(),
         Task::Openapi => openapi::write(),
-        Task::Setup => host::ensure_packages(&[&host::VIRTUAL_MACHINES[..], &host::BUILDS].concat()),
+        Task::Setup => host::ensure_packages(&[&host::VIRTUAL_MACHINES[..], &host::NETWORKS, &host::BUILDS].concat()),
     }
 }

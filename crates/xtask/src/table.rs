@@ -26,6 +26,8 @@ pub(crate) struct Service {
     pub(crate) capabilities: Vec<String>,
     pub(crate) devices: Vec<String>,
     pub(crate) volumes: Vec<String>,
+    /// Directories of what outlives the process and is spoken to by files there, until the machine is off.
+    pub(crate) runtime: Vec<String>,
     pub(crate) configuration: Map<String, Value>,
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) needs: Vec<String>,

@@ -8,9 +8,9 @@ use crate::host::{self, say};
 use crate::{guest, nix_check};
 
 pub(crate) fn test() -> Result<()> {
-    let wanted: Vec<(&str, &str)> =
-        host::VIRTUAL_MACHINES.iter().chain(&host::TOOLS).chain(&host::BUILDS).chain(&host::JUDGES).copied().collect();
-    host::ensure_packages(&wanted)?;
+    let wanted: [&[(&str, &str)]; 5] =
+        [&host::VIRTUAL_MACHINES, &host::NETWORKS, &host::TOOLS, &host::BUILDS, &host::JUDGES];
+    host::ensure_packages(&wanted.concat())?;
     let guest = guest::default_out();
     guest::build(&guest)?;
 

@@ -45,7 +45,7 @@ impl Gate {
         if let Some(peer) = asked.extensions.get::<Peer>() {
             // The cluster's services read all; what is written, people push, and this service builds.
             if access == Access::Read {
-                return Ok(());
+                return self.of_the_cluster(peer).await;
             }
             return Err(Error::new(StatusCode::FORBIDDEN, "DENIED", format!("{} does not push images", peer.service)));
         }
@@ -75,10 +75,18 @@ impl Gate {
 
     /// Whoever shows a token that is known.
     pub(super) async fn known(&self, asked: &Parts) -> Result<(), Error> {
-        if asked.extensions.get::<Peer>().is_some() {
-            return Ok(());
+        if let Some(peer) = asked.extensions.get::<Peer>() {
+            return self.of_the_cluster(peer).await;
         }
         self.caller(asked, "").await.map(drop)
+    }
+
+    /// A node may have been removed since its services got their certificates.
+    async fn of_the_cluster(&self, peer: &Peer) -> Result<(), Error> {
+        self.client.admit(peer).await.map_err(|problem| match problem.status {
+            403 => Error::new(StatusCode::FORBIDDEN, "DENIED", problem.detail),
+            _ => Error::unavailable(),
+        })
     }
 
     /// `GET /v2/token` (the token authentication of Docker's registries): the token that was shown as a password.

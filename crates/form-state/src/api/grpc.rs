@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 
+use form_service::listener::Remote;
 use form_service::{CancellationToken, Peer};
 use form_types::v1::state_server::State;
 use form_types::v1::{
     ApplyRequest, AuthenticateRequest, AuthenticateResponse, CreateRequest, DeleteRequest, FinalizeRequest,
-    FinalizeResponse, GetRequest, GrantLeaseRequest, KeepAliveRequest, Lease, ListRequest, ListResponse, Resource,
-    RevokeLeaseRequest, RevokeLeaseResponse, TransactRequest, TransactResponse, UpdateStatusRequest, WatchRequest,
-    WatchResponse,
+    FinalizeResponse, GetRequest, GrantLeaseRequest, JoinRequest, JoinResponse, KeepAliveRequest, Lease, ListRequest,
+    ListResponse, Resource, RevokeLeaseRequest, RevokeLeaseResponse, TransactRequest, TransactResponse,
+    UpdateStatusRequest, WatchRequest, WatchResponse,
 };
 use futures::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
@@ -124,5 +125,10 @@ impl State for Service {
             })),
             Identity::Service { .. } => Err(Status::internal("a token is never a service's")),
         }
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let from = request.extensions().get::<Remote>().map(|remote| remote.0.ip());
+        done(self.registry.join(request.get_ref(), from).await)
     }
 }

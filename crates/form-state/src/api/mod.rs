@@ -38,7 +38,7 @@ async fn identify(registry: &Registry, peer: Option<&Peer>, headers: &HeaderMap)
             }
             registry.authenticate(token.trim()).await
         }
-        (Some(peer), None) => Ok(peer.clone().into()),
+        (Some(peer), None) => registry.let_in(peer.clone().into()),
         (None, None) => Err(Error::Unauthenticated("show a token: Authorization: Bearer TOKEN")),
     }
 }

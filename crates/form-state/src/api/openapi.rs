@@ -24,11 +24,13 @@ pub fn document() -> Value {
             paths.insert(format!("/v1{place}/{}/{{name}}/status", kind.plural), status(kind));
         }
     }
+    paths.insert("/v1/join".to_owned(), join());
     let mut schemas = Map::from_iter(form_types::schemas());
     for kind in KINDS {
         schemas.insert(format!("{}List", kind.name), list_schema(kind));
     }
     schemas.insert("Problem".to_owned(), problem_schema());
+    schemas.extend(join_schemas());
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -136,6 +138,54 @@ fn one(kind: &KindInfo) -> Value {
             },
         },
     })
+}
+
+fn join() -> Value {
+    json!({"post": {
+        "operationId": "join",
+        "tags": ["JoinToken"],
+        "summary": "Makes a machine a node: takes a JoinToken, and signs the certificates of the node's services",
+        "description": "Needs no other proof of who asks. The same machine may repeat it with the same keys.",
+        "security": [],
+        "requestBody": {"required": true, "content": content("JoinRequest")},
+        "responses": {
+            "200": {"description": "It is a node.", "content": content("JoinResponse")},
+            "default": problem(),
+        },
+    }})
+}
+
+fn join_schemas() -> [(String, Value); 2] {
+    let text = |text: &str| json!({"type": "string", "description": text});
+    let request = json!({
+        "type": "object",
+        "required": ["token", "requests"],
+        "properties": {
+            "token": text("The JoinToken's secret."),
+            "node": text("The node's name; empty: the one in the JoinToken."),
+            "requests": {"type": "array", "minItems": 1, "maxItems": 4, "items": {
+                "type": "object",
+                "required": ["service", "csr"],
+                "properties": {
+                    "service": text("The service that the certificate is for."),
+                    "csr": text("A PKCS #10 request (RFC 2986), DER in base64. Of it only the key counts."),
+                },
+            }},
+        },
+    });
+    let response = json!({
+        "type": "object",
+        "required": ["node", "certificates"],
+        "properties": {
+            "node": text("The node's name."),
+            "certificates": {
+                "type": "array",
+                "items": text("PEM."),
+                "description": "One for each request, in their order.",
+            },
+        },
+    });
+    [("JoinRequest".to_owned(), request), ("JoinResponse".to_owned(), response)]
 }
 
 fn status(kind: &KindInfo) -> Value {

@@ -3,15 +3,18 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
-use axum::{Json, Router};
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use data_encoding::BASE64;
+use form_service::listener::Remote;
 use form_service::{CancellationToken, Peer, Problem};
 use form_types::v1::{
-    CreateRequest, DeleteRequest, Key, ListRequest, Resource, UpdateStatusRequest, WatchRequest, WatchResponse, change,
+    CreateRequest, DeleteRequest, JoinRequest, Key, ListRequest, Resource, SigningRequest, UpdateStatusRequest,
+    WatchRequest, WatchResponse, change,
 };
 use form_types::{Invalid, KindInfo, from_json, to_json};
 use futures::{StreamExt as _, stream};
@@ -22,6 +25,9 @@ use serde_json::{Value, json};
 
 use super::{identify, openapi};
 use crate::{Error, Identity, Registry};
+
+/// The most bytes that a request to join may have: anybody may send one.
+const MOST_OF_A_JOIN: usize = 32 << 10;
 
 #[derive(Clone)]
 struct Api {
@@ -39,6 +45,7 @@ pub(super) fn routes(registry: Registry, shutdown: CancellationToken) -> Router 
         .route("/v1/projects/{project}/{kinds}", many())
         .route("/v1/projects/{project}/{kinds}/{name}", one())
         .route("/v1/projects/{project}/{kinds}/{name}/status", put(status))
+        .route("/v1/join", post(join))
         .route("/openapi.yaml", get(async || ([(header::CONTENT_TYPE, "application/yaml")], openapi::yaml())))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "see /openapi.yaml for what there is")
@@ -224,6 +231,40 @@ async fn delete(State(api): State<Api>, Caller(who): Caller, Path(at): Path<At>,
     let gone = api.registry.delete(&who, request).await?;
     let status = if gone.deletion_requested_at.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok(answer(status, gone))
+}
+
+/// A `formation.v1.JoinRequest` in JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Join {
+    token: String,
+    #[serde(default)]
+    node: String,
+    requests: Vec<Signing>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signing {
+    service: String,
+    /// In base64.
+    csr: String,
+}
+
+async fn join(State(api): State<Api>, remote: Option<Extension<Remote>>, body: Body) -> Answer {
+    let body = axum::body::to_bytes(body, MOST_OF_A_JOIN).await.map_err(|_| {
+        let text = format!("the body is larger than the limit, {MOST_OF_A_JOIN} bytes, or was cut off");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", text)
+    })?;
+    let asked: Join =
+        serde_json::from_slice(&body).map_err(|error| Problem::bad_request(format!("the body is not it: {error}")))?;
+    // What is no base64 is no signing request either, and is told so where the token is known.
+    let csr = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
+    let signing = |asked: Signing| SigningRequest { csr: csr(&asked.csr), service: asked.service };
+    let requests = asked.requests.into_iter().map(signing).collect();
+    let request = JoinRequest { token: asked.token, node: asked.node, requests };
+    let joined = api.registry.join(&request, remote.map(|Extension(Remote(from))| from.ip())).await?;
+    Ok(Json(json!({"node": joined.node, "certificates": joined.certificates})).into_response())
 }
 
 /// The body as a resource of this address; what the address says need not be repeated in it.

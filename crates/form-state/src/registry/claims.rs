@@ -1,10 +1,12 @@
-//! What only one may have: an address, a domain, a prefix. A claim is a key of its own, written in the transaction that
+//! What only one may have: an address, a domain, a key, a port of a node, a prefix. A claim is a key of its own, written in the transaction that
 //! takes it, so two can never have the same, whatever crashes when.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use form_types::v1::{InstanceStatus, Key, NodeSpec, Resource, TokenSpec, ZoneSpec};
+use form_types::v1::{
+    InstanceSpec, InstanceStatus, Key, NodeSpec, NodeStatus, PeerSpec, PeerStatus, Resource, TokenSpec, ZoneSpec,
+};
 use form_types::{Invalid, Kind as _, kinds};
 use ipnet::IpNet;
 use prost::Message;
@@ -17,17 +19,38 @@ use crate::{Error, keys};
 pub(super) fn of(resource: &Resource) -> Vec<(&'static str, String)> {
     match resource.kind.as_str() {
         "Instance" => {
-            let addresses = part::<InstanceStatus>(&resource.status).addresses.into_iter();
-            addresses.map(|address| ("address", canonical::<IpAddr>(address))).collect()
+            let status = part::<InstanceStatus>(&resource.status);
+            let ports = ports(&status.node, &part::<InstanceSpec>(&resource.spec));
+            let ports = ports.into_iter().map(|port| ("port", port));
+            status.addresses.into_iter().map(address).chain(ports).collect()
+        }
+        "Peer" => {
+            let addresses = part::<PeerStatus>(&resource.status).addresses.into_iter();
+            let key = ("key", part::<PeerSpec>(&resource.spec).public_key);
+            addresses.map(address).chain([key]).collect()
         }
         "Zone" => vec![("domain", part::<ZoneSpec>(&resource.spec).domain)],
         "Node" => {
             let spec = part::<NodeSpec>(&resource.spec);
             let prefixes = [spec.ipv4_prefix, spec.ipv6_prefix].into_iter();
-            prefixes.filter(|prefix| !prefix.is_empty()).map(|prefix| ("prefix", canonical::<IpNet>(prefix))).collect()
+            let prefixes =
+                prefixes.filter(|prefix| !prefix.is_empty()).map(|prefix| ("prefix", canonical::<IpNet>(prefix)));
+            // Somebody's laptop with a node's key would be taken for the node.
+            let mesh = part::<NodeStatus>(&resource.status).mesh;
+            prefixes.chain(mesh.map(|mesh| ("key", mesh.public_key))).collect()
         }
         _ => Vec::new(),
     }
+}
+
+/// The ports of `node` that an instance with this spec has, once it is placed there.
+pub(crate) fn ports(node: &str, spec: &InstanceSpec) -> Vec<String> {
+    let placed = spec.publish.iter().filter(|_| !node.is_empty());
+    placed.map(|port| format!("{node}/{}/{}", port.protocol().as_str_name(), port.host_port)).collect()
+}
+
+fn address(text: String) -> (&'static str, String) {
+    ("address", canonical::<IpAddr>(text))
 }
 
 /// The one way to write an address or a prefix: `fd00:0::1` and `fd00::1` are one.
@@ -46,7 +69,7 @@ pub(super) fn about(resource: &Resource) -> String {
 }
 
 /// The typed spec or status. What cannot be decoded is refused by validation before it comes here.
-pub(super) fn part<M: Message + Default>(any: &Option<prost_types::Any>) -> M {
+pub(crate) fn part<M: Message + Default>(any: &Option<prost_types::Any>) -> M {
     any.as_ref().and_then(|any| M::decode(any.value.as_slice()).ok()).unwrap_or_default()
 }
 
@@ -67,11 +90,10 @@ impl Registry {
             if plan.compares.contains(&Compare::Absent(key.clone())) {
                 return Err(Error::Taken { what, value, owner: "another part of this transaction".to_owned() });
             }
-            // A prefix was looked for among all of them already. Who took it since then makes this be planned again; here it
-            // would look like a prefix that was asked for.
-            if what != "prefix"
-                && let Some(entry) = self.store.get(&key).await?
-            {
+            // A prefix was looked for among all of them already, and so was a peer's address. Who took it since then makes
+            // this be planned again; here it would look like one that was asked for.
+            let was_found = what == "prefix" || (what == "address" && new.kind == kinds::Peer::INFO.name);
+            if !was_found && let Some(entry) = self.store.get(&key).await? {
                 let owner = String::from_utf8_lossy(&entry.value).into_owned();
                 return Err(Error::Taken { what, value, owner });
             }
@@ -108,68 +130,5 @@ impl Registry {
             }
         }
         Ok(())
-    }
-
-    /// Fills in prefixes that no node has, where `spec` asks for none; refuses those that overlap with another node's.
-    /// `had` is what the node has already.
-    pub(super) async fn plan_prefixes(
-        &self,
-        plan: &mut Plan,
-        had: &NodeSpec,
-        spec: &mut NodeSpec,
-    ) -> Result<(), Error> {
-        for (path, text, own, is_v4) in [
-            ("spec.ipv4_prefix", &mut spec.ipv4_prefix, &had.ipv4_prefix, true),
-            ("spec.ipv6_prefix", &mut spec.ipv6_prefix, &had.ipv6_prefix, false),
-        ] {
-            if text.is_empty() {
-                text.clone_from(own);
-            }
-            let net = text.parse::<IpNet>().ok();
-            if net.is_some_and(|net| net.addr().is_ipv4() != is_v4 || net.trunc() != net) {
-                let family = if is_v4 { "IPv4" } else { "IPv6" };
-                let wanted = format!("{text:?} is not an {family} prefix with nothing after its length");
-                return Err(Invalid::at(path, wanted).into());
-            }
-        }
-        if spec.ipv4_prefix == had.ipv4_prefix && spec.ipv6_prefix == had.ipv6_prefix && !had.ipv4_prefix.is_empty() {
-            return Ok(());
-        }
-
-        let claimed = self.store.get(keys::PREFIXES).await?;
-        let key = keys::PREFIXES.to_owned();
-        plan.compares
-            .push(claimed.map_or(Compare::Absent(key.clone()), |it| Compare::Revision(key.clone(), it.revision)));
-        plan.ops.push(Op::Put { key, value: "".into(), lease: None });
-
-        let prefix = |key: &str| key.strip_prefix(keys::CLAIM_PREFIX)?.parse::<IpNet>().ok();
-        let (entries, _) = self.store.all(keys::CLAIM_PREFIX).await?;
-        let own = [&had.ipv4_prefix, &had.ipv6_prefix].map(|text| text.parse::<IpNet>().ok());
-        let mut taken: Vec<(IpNet, String)> = Vec::new();
-        taken.extend(entries.iter().filter_map(|entry| {
-            let net = prefix(&entry.key).filter(|net| !own.contains(&Some(*net)))?;
-            Some((net, String::from_utf8_lossy(&entry.value).into_owned()))
-        }));
-        taken.extend(plan.compares.iter().filter_map(|compare| match compare {
-            Compare::Absent(key) => Some((prefix(key)?, "another part of this transaction".to_owned())),
-            _ => None,
-        }));
-        let overlapping = |net: &IpNet| taken.iter().find(|(other, _)| other.contains(net) || net.contains(other));
-
-        // A range that is too small for its subnets is refused when the configuration is checked.
-        let ipv4 = self.cluster.ipv4.subnets(24).map_err(|_| Error::NoPrefixLeft)?.map(IpNet::from);
-        let ipv6 = self.cluster.ipv6.subnets(64).map_err(|_| Error::NoPrefixLeft)?.map(IpNet::from);
-        let free = |text: &mut String, mut prefixes: &mut dyn Iterator<Item = IpNet>| {
-            if let Ok(net) = text.parse::<IpNet>() {
-                return overlapping(&net).map_or(Ok(()), |(_, owner)| {
-                    Err(Error::Taken { what: "prefix", value: text.clone(), owner: owner.clone() })
-                });
-            }
-            let found = Iterator::find(&mut prefixes, |net| overlapping(net).is_none()).ok_or(Error::NoPrefixLeft)?;
-            *text = found.to_string();
-            Ok(())
-        };
-        free(&mut spec.ipv4_prefix, &mut { ipv4 })?;
-        free(&mut spec.ipv6_prefix, &mut { ipv6 })
     }
 }

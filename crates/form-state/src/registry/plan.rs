@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
 use form_types::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, InstanceSpec, InstanceStatus, Key, NetworkSpec, NodeSpec, Operation,
-    Resource, TokenSpec, TokenStatus, UpdateStatusRequest, operation,
+    ApplyRequest, CreateRequest, DeleteRequest, InstanceSpec, InstanceStatus, JoinTokenSpec, JoinTokenStatus, Key,
+    NetworkSpec, NodeSpec, Operation, PeerSpec, PeerStatus, Resource, TokenSpec, TokenStatus, UpdateStatusRequest,
+    operation,
 };
 use form_types::{Invalid, Kind as _, KindInfo, Object, kinds, timestamp, validate};
 use prost::Message as _;
@@ -13,7 +14,7 @@ use prost_types::Any;
 use sha2::{Digest as _, Sha256};
 
 use super::claims::{self, part};
-use super::{Registry, canonical, encode, kind_of};
+use super::{Registry, canonical, encode, joining, kind_of, parts, removed};
 use crate::auth::{Role, Verb};
 use crate::store::{Compare, Op};
 use crate::{Error, Identity, keys, tokens};
@@ -61,8 +62,13 @@ impl Plan {
         self.ops.push(Op::Delete { key: at });
         let claims = claims::of(resource).into_iter();
         self.ops.extend(claims.map(|(what, value)| Op::Delete { key: keys::claim(what, &value) }));
-        if resource.kind == kinds::Token::INFO.name {
-            self.ops.push(Op::Delete { key: keys::token(&resource.name) });
+        match resource.kind.as_str() {
+            "Token" => self.ops.push(Op::Delete { key: keys::token(&resource.name) }),
+            "JoinToken" => {
+                let own = [keys::join_token(&resource.name), keys::joined(&resource.name)];
+                self.ops.extend(own.map(|key| Op::Delete { key }));
+            }
+            _ => {}
         }
         self.results.push(Resource { revision: 0, ..resource.clone() });
     }
@@ -114,11 +120,16 @@ impl Registry {
             return Err(Error::BeingDeleted(key));
         }
         let mut new = Resource { labels: resource.labels.clone(), spec: resource.spec.clone(), ..old.clone() };
-        if kind.name == kinds::Node::INFO.name {
-            // A node that says nothing of its prefixes keeps them.
-            let mut spec = part::<NodeSpec>(&new.spec);
-            self.plan_prefixes(plan, &part(&old.spec), &mut spec).await?;
-            new.spec = Some(any(&spec));
+        match kind.name {
+            "Node" => {
+                // A node that says nothing of its prefixes keeps them.
+                let had = part::<NodeSpec>(&old.spec);
+                let mut spec = parts::node_spec(who, &had, part(&new.spec));
+                self.plan_prefixes(plan, &had, &mut spec).await?;
+                new.spec = Some(any(&spec));
+            }
+            "JoinToken" => new.spec = Some(any(&joining::with_end(part(&new.spec), part(&old.spec)))),
+            _ => {}
         }
         let same_spec = form_types::same_spec(kind, &old.spec, &new.spec);
         if same_spec && old.labels == new.labels {
@@ -147,12 +158,13 @@ impl Registry {
         let (old, revision) = self.find(&key).await?.ok_or_else(|| Error::NotFound(key.clone()))?;
         who.may_touch(Verb::Status, kind, &key.name, &claims::about(&old))?;
         still(&key, &old, resource.revision, &resource.uid)?;
-        let new = Resource { status: resource.status.clone(), ..old.clone() };
+        let mut new = Resource { status: resource.status.clone(), ..old.clone() };
         validate(&new)?;
+        new.status = parts::status(who, &old, new.status);
         fits(&new)?;
         // Placing is the scheduler's.
         who.may_touch(Verb::Status, kind, &key.name, &claims::about(&new))?;
-        if request.lease != 0 && kind.name == kinds::Node::INFO.name {
+        if request.lease != 0 && kind.name == kinds::Node::INFO.name && parts::speaks_for_the_node(who) {
             let presence = keys::presence(&key.name);
             plan.ops.push(Op::Put { key: presence, value: key.name.clone().into(), lease: Some(request.lease) });
         }
@@ -162,9 +174,27 @@ impl Registry {
             return Ok(key);
         }
         self.check_addresses(&old, &new).await?;
+        self.plan_placement(plan, &old, &new).await?;
         self.plan_claims(plan, Some(&old), &new).await?;
         plan.put(&key, new, Some(revision), None);
         Ok(key)
+    }
+
+    /// An instance that is placed on a node while that is removed would have nobody: each of the two fails where the other
+    /// was faster, and is planned again.
+    async fn plan_placement(&self, plan: &mut Plan, old: &Resource, new: &Resource) -> Result<(), Error> {
+        let node = part::<InstanceStatus>(&new.status).node;
+        let is_placed = new.kind == kinds::Instance::INFO.name && !node.is_empty();
+        if !is_placed || part::<InstanceStatus>(&old.status).node == node {
+            return Ok(());
+        }
+        let key = Key { kind: kinds::Node::INFO.name.to_owned(), project: String::new(), name: node };
+        if self.find(&key).await?.is_none() {
+            return Err(Error::NotFound(key));
+        }
+        plan.compares.push(Compare::Exists(keys::resource(&key)));
+        plan.ops.push(Op::Put { key: keys::placed(&key.name), value: "".into(), lease: None });
+        Ok(())
     }
 
     async fn plan_delete(&self, plan: &mut Plan, who: &Identity, request: &DeleteRequest) -> Result<Key, Error> {
@@ -177,6 +207,11 @@ impl Registry {
             return Err(Error::Denied("the network default goes with its project".to_owned()));
         }
         if kind.name == kinds::Node::INFO.name {
+            let at = keys::placed(&key.name);
+            let last = self.store.get(&at).await?;
+            plan.compares
+                .push(last.map_or(Compare::Absent(at.clone()), |last| Compare::Revision(at.clone(), last.revision)));
+            plan.ops.push(Op::Delete { key: at });
             // Its machines would have nobody left who could clean up after them.
             match self.placed_on(&key.name).await? {
                 0 => {}
@@ -187,7 +222,12 @@ impl Registry {
         let placed = !part::<InstanceStatus>(&resource.status).node.is_empty();
         let waits = (kind.finalized && placed) || kind.name == kinds::Project::INFO.name;
         match (waits, resource.deletion_requested_at.is_some()) {
-            (false, _) => plan.remove(&key, &resource, revision),
+            (false, _) => {
+                plan.remove(&key, &resource, revision);
+                if kind.name == kinds::Node::INFO.name && key.name != self.home {
+                    plan.ops.push(removed::op(&key.name));
+                }
+            }
             (true, true) => plan.results.push(resource),
             (true, false) => {
                 let now = Some(timestamp(SystemTime::now()));
@@ -197,7 +237,7 @@ impl Registry {
         Ok(key)
     }
 
-    async fn plan_new(
+    pub(super) async fn plan_new(
         &self,
         plan: &mut Plan,
         who: &Identity,
@@ -222,9 +262,19 @@ impl Registry {
                 new.spec = Some(any(&spec));
             }
             "Token" => {
-                let (token, hash) = tokens::mint(&key.name)?;
+                let (token, hash) = tokens::mint(tokens::TOKEN, &key.name)?;
                 plan.ops.push(Op::Put { key: keys::token(&key.name), value: hash.into(), lease: None });
-                secret = Some(token);
+                secret = Some(any(&TokenStatus { secret: token }));
+            }
+            "JoinToken" => {
+                let (token, hash) = tokens::mint(tokens::JOIN, &key.name)?;
+                plan.ops.push(Op::Put { key: keys::join_token(&key.name), value: hash.into(), lease: None });
+                secret = Some(any(&JoinTokenStatus { secret: token, ..Default::default() }));
+                new.spec = Some(any(&joining::with_end(part(&new.spec), JoinTokenSpec::default())));
+            }
+            "Peer" => {
+                let addresses = self.free_peer_addresses(plan).await?;
+                new.status = Some(any(&PeerStatus { addresses }));
             }
             "Project" => {
                 let spec = NetworkSpec { description: format!("the network of project {}", key.name) };
@@ -246,7 +296,7 @@ impl Registry {
         plan.put(key, new, None, None);
         plan.created = true;
         if let (Some(secret), Some(result)) = (secret, plan.results.last_mut()) {
-            result.status = Some(any(&TokenStatus { secret }));
+            result.status = Some(secret);
         }
         Ok(())
     }
@@ -261,8 +311,11 @@ impl Registry {
                     who.may_grant(role)?;
                 }
             }
-            "Instance" => {
-                let name = part::<InstanceSpec>(&new.spec).network;
+            "Instance" | "Peer" => {
+                let name = match kind.name {
+                    "Peer" => part::<PeerSpec>(&new.spec).network,
+                    _ => part::<InstanceSpec>(&new.spec).network,
+                };
                 let key = Key { kind: "Network".into(), project: new.project.clone(), name };
                 // `default`, which no name stands for, is there whenever the project is.
                 if !key.name.is_empty() && self.find(&key).await?.is_none() {
@@ -334,7 +387,7 @@ fn key_of(kind: &KindInfo, resource: &Resource) -> Key {
     Key { kind: kind.name.to_owned(), project: resource.project.clone(), name: resource.name.clone() }
 }
 
-fn any<M: prost::Message + prost::Name>(message: &M) -> Any {
+pub(super) fn any<M: prost::Message + prost::Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 

@@ -35,7 +35,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn new(dir: TempDir) -> Self {
+    pub fn new(dir: TempDir) -> Self {
         form_service::run::init_process();
         let authority = Authority::open_or_create(&dir.path().join("ca")).unwrap();
         Self { dir, authority, address: free_port() }
@@ -43,6 +43,11 @@ impl Place {
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Where the CA is.
+    pub fn authority_dir(&self) -> PathBuf {
+        self.dir.path().join("ca")
     }
 
     /// What a form-state is run with here.
@@ -111,6 +116,13 @@ impl std::ops::Deref for Cloud {
 impl Cloud {
     pub async fn start() -> Self {
         Self::start_in(Place::new(tempfile::tempdir().unwrap()), |_| {}).await
+    }
+
+    /// One that lets machines in.
+    pub async fn start_signing() -> Self {
+        let place = Place::new(tempfile::tempdir().unwrap());
+        let dir = place.authority_dir();
+        Self::start_in(place, |config| config.authority_dir = dir).await
     }
 
     pub async fn start_in(place: Place, adjust: impl FnOnce(&mut Config)) -> Self {

@@ -302,7 +302,7 @@ fn arguments(store: &Store, machine: &Machine, handed: &mut Handed) -> Result<Ve
         add("-device", format!("virtio-blk-pci,drive=config,serial={CONFIG_SERIAL}"));
     }
     for (index, (tap, mac)) in machine.taps.iter().enumerate() {
-        let tap = handed.add(sys::open_tap(tap).map_err(system("take the tap"))?);
+        let tap = handed.add(form_tap::open_tap(tap).map_err(system("take the tap"))?);
         add("-netdev", format!("tap,id=net{index},fd={tap}"));
         // No option ROM: nothing boots from the network.
         add("-device", format!("virtio-net-pci,netdev=net{index},mac={mac},romfile="));

@@ -1,12 +1,11 @@
 //! Makes the machines of this node what the instances that are placed here say.
 //!
-//! Every step finds its place again after a crash: an address is in the status (and claimed in the store) before a
-//! machine has it; a machine's spec is on disk before it starts; an instance goes only after all of its machine is gone.
+//! Every step finds its place again after a crash: a machine waits for the network card that formnet makes for it; its
+//! spec is on disk before it starts; an instance goes only after all of its machine is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -18,11 +17,10 @@ use form_types::v1::instance_health::State as HealthState;
 use form_types::v1::instance_spec::Power;
 use form_types::v1::instance_status::Phase as InstancePhase;
 use form_types::v1::package_spec::Restart;
-use form_types::v1::{InstanceHealth, InstanceStatus, event_spec};
+use form_types::v1::{InstanceHealth, InstanceInterface, InstanceStatus, event_spec};
 use form_types::{Object, kinds, timestamp};
 
 use super::RunError;
-use super::address::{Addresses, mac};
 use super::images::{ImageError, Images};
 use crate::config::Config;
 use crate::{Accelerator, Exit, Host, Nic, Phase, Port, RestartPolicy, Vm, VmSpec, VmStatus, open_all};
@@ -45,21 +43,18 @@ pub(super) enum InstanceError {
     Machine(#[from] crate::Error),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("all addresses of this node are taken")]
-    NoAddress,
+    #[error("formnet told of a network card that cannot be used: {field} is {text:?}")]
+    Interface { field: &'static str, text: String },
 }
 
 pub(super) struct Instances {
     client: Client,
     host: Arc<Host>,
     images: Images,
-    addresses: Addresses,
     config: Arc<Config>,
     nudge: Nudge,
     health: Health,
     machines: Mutex<Machines>,
-    /// Where the search for a free address goes on, so that one that was given back rests for a while.
-    next: AtomicU32,
 }
 
 #[derive(Default)]
@@ -111,7 +106,6 @@ impl Instances {
         client: Client,
         host: Arc<Host>,
         images: Images,
-        addresses: Addresses,
         config: Arc<Config>,
         nudge: Nudge,
         health: Health,
@@ -125,17 +119,7 @@ impl Instances {
                 }
             }
         }
-        Ok(Self {
-            client,
-            host,
-            images,
-            next: AtomicU32::new(*addresses.numbers().start()),
-            addresses,
-            config,
-            nudge,
-            health,
-            machines: Mutex::new(machines),
-        })
+        Ok(Self { client, host, images, config, nudge, health, machines: Mutex::new(machines) })
     }
 
     pub(super) fn accelerator(&self) -> Accelerator {
@@ -153,7 +137,11 @@ impl Instances {
     }
 
     async fn run(&self, name: &Name, instance: Instance) -> Result<Action, InstanceError> {
-        let instance = self.with_addresses(instance).await?;
+        let Some(card) = &instance.status.interface else {
+            let text = "formnet has not given it an address and a tap yet".to_owned();
+            self.tell(&instance, InstancePhase::Pending, "NoNetwork", text).await?;
+            return Ok(Action::Wait);
+        };
         let uid = &instance.meta.uid;
         let known = self.machines().by_uid.get(uid).cloned();
         let on = instance.spec.power() == Power::On;
@@ -165,7 +153,7 @@ impl Instances {
             }
             known => {
                 let guard = self.images.lock().await;
-                let Some(spec) = self.spec(&instance).await? else {
+                let Some(spec) = self.spec(&instance, card).await? else {
                     let text = format!("there is no package {:?} in project {}", instance.spec.package, name.project);
                     self.tell(&instance, InstancePhase::Pending, "NoPackage", text).await?;
                     return Ok(Action::After(LOOK_AGAIN));
@@ -186,28 +174,8 @@ impl Instances {
         Ok(Action::Wait)
     }
 
-    /// The instance with addresses, which are claimed in the store before anything has them.
-    async fn with_addresses(&self, mut instance: Instance) -> Result<Instance, InstanceError> {
-        if !instance.status.addresses.is_empty() {
-            return Ok(instance);
-        }
-        let numbers = self.addresses.numbers();
-        for _ in numbers.clone() {
-            let number = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
-                Some(if number >= *numbers.end() { *numbers.start() } else { number + 1 })
-            });
-            let (v4, v6) = self.addresses.host(number.unwrap_or_else(|number| number));
-            instance.status.addresses = vec![v4.to_string(), v6.to_string()];
-            match self.client.update_status(instance.clone()).await {
-                Err(form_client::Error::AlreadyExists(_)) => {}
-                result => return Ok(result?),
-            }
-        }
-        Err(InstanceError::NoAddress)
-    }
-
     /// What the machine is to be, with its root disk here; `None`: there is no such package.
-    async fn spec(&self, instance: &Instance) -> Result<Option<VmSpec>, InstanceError> {
+    async fn spec(&self, instance: &Instance, card: &InstanceInterface) -> Result<Option<VmSpec>, InstanceError> {
         let (meta, spec) = (&instance.meta, &instance.spec);
         let package = match self.client.get::<kinds::Package>(&meta.project, &spec.package).await {
             Ok(package) if package.status.ready => package,
@@ -216,15 +184,9 @@ impl Instances {
         };
         let base = self.images.ensure(&package.spec, &package.status).await?;
         let sizes = package.spec.sizes.unwrap_or_default();
-        let addresses: Vec<IpAddr> =
-            instance.status.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        let mine = addresses.iter().copied().filter(|address| self.addresses.contains(*address));
-        let mac = addresses.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(mac(*address)),
-            IpAddr::V6(_) => None,
-        });
-        let mac = mac.ok_or(InstanceError::NoAddress)?;
-        let (gateway_v4, gateway_v6) = self.addresses.host(1);
+        let interface = interface(card)?;
+        let (mac, gateway) = (interface.mac, interface.gateway);
+        let dns = gateway.v4.map(IpAddr::V4).into_iter().chain(gateway.v6.map(IpAddr::V6)).collect();
         let restart = if spec.restart.is_some() { spec.restart() } else { package.spec.restart() };
         let mut env = package.spec.env.clone();
         if !package.spec.model.is_empty() {
@@ -234,12 +196,8 @@ impl Instances {
         let guest = GuestConfig {
             version: form_guest::VERSION,
             hostname: meta.name.clone(),
-            interfaces: vec![Interface {
-                mac,
-                addresses: mine.map(|address| self.addresses.with_length(address)).collect(),
-                gateway: Gateways { v4: Some(gateway_v4), v6: Some(gateway_v6) },
-            }],
-            dns: vec![gateway_v4.into(), gateway_v6.into()],
+            interfaces: vec![interface],
+            dns,
             search: vec![format!("{}.{}", meta.project, self.config.zone), self.config.zone.clone()],
             hosts: Vec::new(),
             env,
@@ -266,7 +224,7 @@ impl Instances {
             memory_mib: instance.status.memory_mib.into(),
             disk_mib: sizes.disk_mib.into(),
             base,
-            nics: vec![Nic { mac, bridge: self.config.bridge.clone() }],
+            nics: vec![Nic { mac, tap: card.tap.clone() }],
             guest,
             restart: match restart {
                 Restart::Always => RestartPolicy::Always,
@@ -393,6 +351,25 @@ impl Instances {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The card as the guest is told of it.
+fn interface(card: &InstanceInterface) -> Result<Interface, InstanceError> {
+    let wrong = |field: &'static str, text: &String| InstanceError::Interface { field, text: text.clone() };
+    let mut gateway = Gateways::default();
+    for text in &card.gateways {
+        match text.parse().map_err(|_| wrong("a gateway", text))? {
+            IpAddr::V4(address) => gateway.v4 = Some(address),
+            IpAddr::V6(address) => gateway.v6 = Some(address),
+        }
+    }
+    let address = |text: &String| text.parse().map_err(|_| wrong("an address", text));
+    Ok(Interface {
+        mac: card.mac.parse().map_err(|_| wrong("mac", &card.mac))?,
+        addresses: card.addresses.iter().map(address).collect::<Result<_, _>>()?,
+        gateway,
+        mtu: Some(card.mtu).filter(|mtu| *mtu > 0),
+    })
 }
 
 /// A machine's state as an instance's: its phase, a word on why, a sentence for people.

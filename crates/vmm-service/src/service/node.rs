@@ -75,6 +75,8 @@ async fn ready(client: &Client, config: &Config, accelerator: Accelerator, healt
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready_since: Some(timestamp(SystemTime::now())),
         gpus: gpus(Path::new("/sys")),
+        // What formnet says stays as it is: form-state sees to that.
+        mesh: node.status.mesh.take(),
     };
     client.node_ready(node, &lease).await?;
     health.done(NODE);

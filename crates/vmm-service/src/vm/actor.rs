@@ -157,7 +157,7 @@ impl Actor {
                 Ok(Step::Up(machine))
             }
             Err(error) => {
-                // Not the workload's failure, so not its policy's business: what is missing (a bridge, an image) may
+                // Not the workload's failure, so not its policy's business: what is missing (a tap, an image) may
                 // come.
                 warn!(error = &error as &dyn std::error::Error, "not started");
                 self.state.running = false;
@@ -178,8 +178,12 @@ impl Actor {
         disk::ensure_overlay(&spec.base, &self.store.file("root.qcow2"), spec.disk_mib).await?;
         disk::write_config(&self.store.file("config.raw"), &spec.guest)?;
         let mut taps = Vec::new();
-        for (index, nic) in spec.nics.iter().enumerate() {
-            taps.push((self.host.network.ensure_tap(&spec.uid, index, &nic.bridge).await?, nic.mac));
+        for nic in &spec.nics {
+            // To open one that is not there would make it, on no network.
+            if nix::net::if_::if_nametoindex(nic.tap.as_str()).is_err() {
+                return Err(Error::NoTap { name: nic.tap.clone() });
+            }
+            taps.push((nic.tap.clone(), nic.mac));
         }
         let machine = Machine {
             name: spec.uid.clone(),
@@ -279,7 +283,6 @@ impl Actor {
     }
 
     async fn delete(&mut self) -> Result<()> {
-        self.host.network.delete_taps(&self.wanted.spec.uid).await?;
         self.store.remove()?;
         // Killed before this, it is given back at the next start: the instance is no more.
         self.host.users.release(&self.wanted.spec.uid)

@@ -18,14 +18,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vmm_service::driver::Qemu;
 use vmm_service::logs::LogReader;
-use vmm_service::net::Network;
 use vmm_service::users::Users;
 use vmm_service::{Accelerator, Host, MACHINE_UIDS, Nic, Phase, RestartPolicy, Vm, VmSpec, VmStatus};
 
 /// The patience with anything that a guest does: TCG on a busy machine is slow, and a story that hangs is worse.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-pub(crate) const BRIDGE: &str = "br-story";
+const BRIDGE: &str = "br-story";
+pub(crate) const TAP: &str = "tap-story";
 pub(crate) const ADDRESS: &str = "10.99.0.2";
 pub(crate) const ADDRESS_V6: &str = "fd99::2";
 
@@ -83,7 +83,6 @@ pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
         initramfs: guest.join("initramfs"),
         // It works everywhere, and these stories are about us, not about the processor.
         accelerator: Accelerator::Tcg,
-        network: Network::connect().expect("netlink"),
         console_limit: 4 << 20,
         users: Users::open(directory, MACHINE_UIDS).expect("users"),
         driver: Arc::new(Qemu),
@@ -93,9 +92,12 @@ pub(crate) fn host(directory: &Path, guest: &Path) -> Arc<Host> {
 impl Stage {
     async fn new(guest: PathBuf) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let network = Network::connect().expect("netlink");
-        let addresses = ["10.99.0.1/24", "fd99::1/64"].map(|address| address.parse().expect("a network"));
-        network.ensure_bridge(BRIDGE, &addresses).await.expect("a bridge");
+        ip(&format!("link add {BRIDGE} type bridge"));
+        for address in ["10.99.0.1/24", "fd99::1/64 nodad"] {
+            ip(&format!("address add {address} dev {BRIDGE}"));
+        }
+        ip(&format!("link set {BRIDGE} up"));
+        add_tap(TAP);
         std::fs::create_dir(directory.path().join("instances")).expect("a directory");
         let host = host(directory.path(), &guest);
         Self { host, guest, reaper: Reaper(directory.path().to_owned()), directory }
@@ -125,7 +127,7 @@ impl Stage {
             memory_mib: 192,
             disk_mib: 64,
             base: self.hello_disk(),
-            nics: vec![Nic { mac, bridge: BRIDGE.into() }],
+            nics: vec![Nic { mac, tap: TAP.into() }],
             guest: GuestConfig {
                 version: VERSION,
                 hostname: "greeter".into(),
@@ -139,6 +141,7 @@ impl Stage {
                         v4: Some([10, 99, 0, 1].into()),
                         v6: Some("fd99::1".parse().expect("a gateway")),
                     },
+                    mtu: None,
                 }],
                 dns: Vec::new(),
                 search: Vec::new(),
@@ -160,6 +163,18 @@ impl Stage {
     pub(crate) fn instance(&self) -> PathBuf {
         self.host.instances.join("story")
     }
+}
+
+/// A tap on the bridge, as formnet makes them.
+pub(crate) fn add_tap(name: &str) {
+    ip(&format!("tuntap add dev {name} mode tap vnet_hdr"));
+    ip(&format!("link set {name} master {BRIDGE} up"));
+}
+
+/// `ip`, in the story's namespace.
+fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split(' ')).output().expect("ip");
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Waits until the machine is in `phase`.
