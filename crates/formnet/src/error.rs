@@ -104,9 +104,6 @@ pub enum Error {
         /// Which.
         what: &'static str,
     },
-    /// Of a change that was made together with others.
-    #[error(transparent)]
-    Shared(std::sync::Arc<Error>),
     /// The task that talks to the kernel has ended.
     #[error("formnet is stopping")]
     Stopped,

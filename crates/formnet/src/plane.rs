@@ -338,33 +338,44 @@ impl Task {
         }
 
         let add: Vec<Element> = add.into_iter().filter(|element| self.elements.has(element)).collect();
-        let ruled = if add.is_empty() { Ok(()) } else { self.rules.change(&add, &[]).await };
-        if let Err(error) = ruled {
-            // Nothing is attached without its rules: all of it waits, and is done again.
-            let text = Arc::new(error);
-            self.unsure.extend(steps.iter().filter(|step| step.3).map(|step| step.0.clone()));
-            let failed = |changed: bool| if changed { Err(Error::Shared(Arc::clone(&text))) } else { Ok(()) };
-            return steps.into_iter().map(|(owner, _, _, changed)| (owner, failed(changed))).collect();
+        let together = if add.is_empty() { Ok(()) } else { self.rules.change(&add, &[]).await };
+        // One that is refused does not hold up the others: then each has its own. What is gone goes first, for it may be
+        // what is in the way; until its tap is gone too, that is mute.
+        let alone = together.is_err();
+        if alone {
+            self.forget(&touched).await;
         }
-
         let mut done = Vec::with_capacity(steps.len());
         for (owner, old, new, changed) in steps {
-            let result = if changed { self.step(old, new).await } else { Ok(()) };
+            let result = match &new {
+                _ if !changed => Ok(()),
+                // Nothing is attached without its rules.
+                Some(share) if alone => self.rules.change(&Vec::from_iter(share.elements.clone()), &[]).await,
+                _ => Ok(()),
+            };
+            let result = match result {
+                Ok(()) if changed => self.step(old, new).await,
+                result => result,
+            };
             match &result {
                 Ok(()) => drop(self.unsure.remove(&owner)),
                 Err(_) => drop(self.unsure.insert(owner.clone())),
             }
             done.push((owner, result));
         }
+        self.forget(&touched).await;
+        done
+    }
 
-        let remove: Vec<Element> = touched.into_iter().filter(|element| !self.elements.has(element)).collect();
+    /// Takes away the rules of those that nobody wants any more.
+    async fn forget(&self, touched: &HashSet<Element>) {
+        let remove: Vec<Element> = touched.iter().filter(|element| !self.elements.has(element)).cloned().collect();
         if !remove.is_empty()
             && let Err(error) = self.rules.change(&[], &remove).await
         {
             // They are found at the next look.
             tracing::warn!(error = chain(&error), "rules of what is gone stay for now");
         }
-        done
     }
 
     /// What is not a rule: made, and then what the share had before taken away.

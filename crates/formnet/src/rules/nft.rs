@@ -19,16 +19,13 @@ const LAST_WORDS: usize = 600;
 pub(super) const SCRIPT: &[&str] = &["-f", "-"];
 /// As [`SCRIPT`], for a script that is JSON.
 pub(super) const JSON: &[&str] = &["--json", "-f", "-"];
-/// nft takes some kilobytes for each element that it is told of, and the kernel would give it every page by itself: in
-/// large ones, and not one at a time, 10,000 elements cost a sixth less. What has no glibc pays no heed.
-const MEMORY: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=33554432");
 
 /// Runs nft with `script` for its input, and returns what it printed.
 pub(super) async fn run(action: &'static str, arguments: &[&str], script: &str) -> Result<String> {
     let failed = |message: String| Error::Nft { action, message };
     let io = |error: std::io::Error| failed(error.to_string());
     let mut command = Command::new("nft");
-    command.args(arguments).env("LC_ALL", "C").env(MEMORY.0, MEMORY.1).kill_on_drop(true);
+    command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = {
         // Held while the process starts, and it starts before it changes anything: so it is known before it is heard of.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 
 /// The program that is run again as a tunnel.
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_formnet-tunnel");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_formnet");
 const INSIDE: &str = "FORMNET_STORY_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(30);
 
