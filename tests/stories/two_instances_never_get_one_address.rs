@@ -68,7 +68,8 @@ fn two_instances_never_get_one_address_whatever_is_killed_when() {
             assert!(matches!(said.code, Some(0 | 3)), "{said:#?}");
         }
         eventually("all are gone", || cloud.list("instances").is_empty().then_some(()));
-        assert!(cloud.taps().is_empty());
+        // formnet hears of it as everybody does.
+        eventually("their taps are gone", || cloud.taps().is_empty().then_some(()));
 
         // And while they come again.
         killed_while(cloud, create, |given| given > COUNT);
